@@ -1,0 +1,58 @@
+"""From the mix of indexed datasets to the micro-batches of a step, read ahead in a thread.
+
+A batch is a pure function of (recipe, seed, step): global sample `step * global_batch_size + i` is row i of the step,
+and a data-parallel rank takes a contiguous share of the rows. No layout changes which samples a step has.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from ziya_data.indexed.mix import Mix, Source
+
+from megatron_ziya.config import Data, Recipe
+from megatron_ziya.model.llama import MicroBatch
+from megatron_ziya.parallel.mesh import Mesh
+
+READ_AHEAD = 2  # steps
+
+
+def open_mix(recipe: Recipe) -> Mix:
+    """The samples of the whole run. Raises ValueError or FileNotFoundError when a dataset is not what it should be."""
+    sources = [Source(s.name, s.paths, s.weight, s.packing) for s in recipe.data.sources]
+    samples = recipe.run.steps * recipe.data.global_batch_size
+    return Mix(sources, recipe.data.sequence_length, samples, recipe.run.seed, recipe.data.pad_id)
+
+
+def read_step(mix: Mix, step: int, data: Data, mesh: Mesh) -> tuple[list[MicroBatch], int]:
+    """This rank's micro-batches of a step, and how many of its tokens count in the loss."""
+    share = data.global_batch_size // mesh.data.size
+    first = step * data.global_batch_size + mesh.data.index * share
+    samples = [mix[i] for i in range(first, first + share)]
+    tokens = torch.from_numpy(np.stack([s.tokens for s in samples]))
+    starts = torch.from_numpy(np.stack([s.starts for s in samples])) if data.document_mask else None
+    mask = torch.from_numpy(np.stack([s.loss_mask for s in samples]))
+    counted = int(mask.sum())
+    tokens, mask = tokens.to(mesh.device, non_blocking=True), mask.to(mesh.device, non_blocking=True)
+    starts = None if starts is None else starts.to(mesh.device, non_blocking=True)
+    scale = 1.0 / (data.global_batch_size * data.sequence_length)  # the true count is known once all ranks have read
+    batches = []
+    for row in range(0, share, data.micro_batch_size):
+        rows = slice(row, row + data.micro_batch_size)
+        inputs, targets = tokens[rows, :-1].contiguous(), tokens[rows, 1:].contiguous()
+        batches.append(MicroBatch(inputs, targets, mask[rows], None if starts is None else starts[rows], scale))
+    return batches, counted
+
+
+def steps(mix: Mix, first: int, recipe: Recipe, mesh: Mesh) -> Iterator[tuple[list[MicroBatch], int]]:
+    """The batches of steps `first`, `first + 1`, … of the run, the next ones read while one is worked on."""
+    ahead: deque[Future[tuple[list[MicroBatch], int]]] = deque()
+    with ThreadPoolExecutor(1, "batches") as reader:
+        for number in range(first, recipe.run.steps):
+            ahead.append(reader.submit(read_step, mix, number, recipe.data, mesh))
+            if len(ahead) > READ_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

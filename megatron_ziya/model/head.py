@@ -1,0 +1,102 @@
+"""The head and the loss in one: the logits of the whole batch never exist at once.
+
+Logits are made a chunk of tokens at a time, in FP32 for the softmax, and the gradients are worked out while a chunk
+is there, as Liger's and Apple's cut-cross-entropy do. `parallel/cross_entropy.py` splits the vocabulary by overriding
+the four small methods of `Head`.
+
+Letters: T tokens, H hidden, V vocabulary (a rank's share with tensor parallel).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megatron_ziya.model.linear import Parameter, add_weight_gradient, announce
+
+CHUNK = 1024  # tokens; 1,024 x 39,424 FP32 logits are 160 MB
+
+
+class Head(nn.Module):
+    """Scores over the vocabulary and the next-token loss."""
+
+    split = -1
+
+    def __init__(self, vocabulary: int, hidden: int) -> None:
+        super().__init__()
+        self.inputs, self.parts = hidden, {"": vocabulary}
+        self.weight = Parameter(torch.empty(vocabulary, hidden))
+
+    def forward(self, x: Tensor, targets: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Returns `(scale * sum of losses, the loss of each token [T])`.
+
+        The first is the root of the backward pass: when the weight has a `main_grad`, its gradient is added there in
+        the forward pass, so nothing may be multiplied onto it afterwards. The second carries no gradient.
+        """
+        return _HeadLoss.apply(x, self.weight, targets, mask, scale, self)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`[T, H]` -> `[T, V]`."""
+        return self.gather(x) @ self.weight.t()
+
+    # One process holds the whole vocabulary: nothing to gather, nothing to combine.
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The hidden states of all tokens, from this rank's share."""
+        return x
+
+    def scatter_gradient(self, d_hidden: Tensor) -> Tensor:
+        """The reverse of `gather`, for the gradient: this rank's share of the sum over ranks."""
+        return d_hidden
+
+    def local_targets(self, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows of this rank's weight for the targets, and where they are really here (None = everywhere)."""
+        return targets, None
+
+    def statistics(self, scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """`(log sum exp, score of the target)`, each `[T]`, over the whole vocabulary."""
+        return torch.logsumexp(scores, dim=-1), chosen
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, scale: float, head: Head
+    ) -> tuple[Tensor, Tensor]:
+        hidden = head.gather(x)
+        wanted = any(ctx.needs_input_grad[:2])
+        losses, d_hidden, d_weight = [], torch.empty_like(hidden) if wanted else None, None
+        for start in range(0, len(hidden), CHUNK):
+            part = slice(start, start + CHUNK)
+            logits = hidden[part] @ weight.t()  # [chunk, V]
+            scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            rows, here = head.local_targets(targets[part])
+            chosen = scores.gather(1, rows[:, None])[:, 0]
+            log_sum, target = head.statistics(scores, chosen if here is None else torch.where(here, chosen, 0.0))
+            losses.append(torch.where(mask[part], log_sum - target, 0.0))
+            if d_hidden is None:
+                continue
+            # d loss / d scores = softmax - one_hot, written over the scores
+            seed = mask[part].to(scores.dtype) * scale
+            probabilities = scores.sub_(log_sum[:, None]).exp_().mul_(seed[:, None])
+            probabilities.scatter_add_(1, rows[:, None], -(seed if here is None else seed * here)[:, None])
+            d_logits = probabilities.to(hidden.dtype)
+            d_hidden[part] = d_logits @ weight
+            d_part = add_weight_gradient(weight, d_logits, hidden[part], last=False)
+            if d_part is not None:
+                d_weight = d_part if d_weight is None else d_weight + d_part
+        ctx.head, ctx.weight, ctx.gradients = head, weight, (d_hidden, d_weight)
+        token_losses = torch.cat(losses)
+        ctx.mark_non_differentiable(token_losses)
+        return token_losses.sum() * scale, token_losses
+
+    @staticmethod
+    def backward(ctx: Any, seed: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight = ctx.gradients
+        ctx.gradients = None
+        d_hidden = ctx.head.scatter_gradient(d_hidden)
+        if d_weight is None:
+            announce(ctx.weight)
+        else:
+            d_hidden, d_weight = d_hidden * seed, d_weight * seed
+        return d_hidden, d_weight, None, None, None, None

@@ -1,0 +1,101 @@
+"""The matrix product of the model, and where weight gradients go.
+
+A weight may carry `main_grad`, the FP32 buffer that data parallel reduces. Then the backward pass adds into it and
+autograd sees no gradient for the weight, so no second copy is ever made. Without `main_grad` a weight is an ordinary
+leaf.
+
+Letters: T tokens, I inputs, O outputs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Parameter(nn.Parameter):
+    """A weight whose gradient may be accumulated outside autograd.
+
+    `main_grad` is the buffer, `gradient_added` is called after each addition (data parallel counts them).
+    """
+
+    main_grad: Tensor | None = None
+    gradient_added: Callable[[Tensor], None] | None = None
+
+
+def add_weight_gradient(weight: Tensor, output_gradient: Tensor, inputs: Tensor, last: bool = True) -> Tensor | None:
+    """Add dY^T X (`[T, O]`, `[T, I]` -> `[O, I]`) to the weight's buffer, or return it when there is none.
+
+    `last` is False when more of the same micro-batch is still to come.
+    """
+    buffer = getattr(weight, "main_grad", None)
+    if buffer is None:
+        return output_gradient.t() @ inputs
+    if buffer.dtype == inputs.dtype:
+        torch.addmm(buffer, output_gradient.t(), inputs, out=buffer)
+    else:
+        buffer.add_(output_gradient.t() @ inputs)
+    if last:
+        announce(weight)
+    return None
+
+
+def announce(weight: Tensor) -> None:
+    """Tell data parallel that one micro-batch's gradient of `weight` is in its buffer."""
+    callback = getattr(weight, "gradient_added", None)
+    if callback is not None:
+        callback(weight)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        return dy @ weight, add_weight_gradient(weight, dy, x)
+
+
+class Linear(nn.Module):
+    """Y = X W^T, without bias. `parts` names the logical weights that are stacked in one matrix.
+
+    `parts={"query": 4096, "key": 512, "value": 512}` is a fused QKV: one product, three logical tensors.
+    """
+
+    split = -1  # which dimension a tensor-parallel rank holds a share of; -1 = none
+
+    def __init__(self, inputs: int, parts: dict[str, int]) -> None:
+        super().__init__()
+        self.inputs, self.parts = inputs, parts
+        self.weight = Parameter(torch.empty(sum(parts.values()), inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Linear.apply(x, self.weight)
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens, weight)
+        return weight[tokens]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[None, Tensor | None]:
+        tokens, weight = ctx.saved_tensors
+        buffer = getattr(weight, "main_grad", None)
+        target = torch.zeros_like(weight) if buffer is None else buffer
+        # index_add_ touches only the rows of this micro-batch; autograd's own backward writes the whole table
+        target.index_add_(0, tokens, dy.to(target.dtype))
+        if buffer is None:
+            return None, target
+        announce(weight)
+        return None, None
+
+
+def embed(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Rows of `weight [V, H]` for `tokens [T]` -> `[T, H]`."""
+    return _Embedding.apply(tokens, weight)

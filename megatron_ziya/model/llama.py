@@ -1,0 +1,168 @@
+"""LLaMA2 (arXiv 2307.09288, 2302.13971) in plain PyTorch; a pipeline stage is a slice of it.
+
+Hidden states are `[T, H]`: everything but attention works token by token, so the tokens of a micro-batch are one flat
+list, and sequence parallel is a slice of it with no re-layout.
+
+Letters: B batch, S sequence, T = B S tokens, H hidden, N heads, K heads of keys and values, D head size,
+F intermediate, V vocabulary. With tensor parallel N, K, F, V and (between matrices) T are a rank's share; this file
+reads them off the tensors and never asks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from megatron_ziya.config import Architecture
+from megatron_ziya.model.head import Head
+from megatron_ziya.model.linear import Linear, Parameter, embed
+from ziya_kernels import Kernels
+from ziya_kernels.reference import rotary_table
+
+
+@dataclass
+class MicroBatch:
+    """What every stage knows of the tokens it works on. All `[B, S]`."""
+
+    tokens: Tensor
+    targets: Tensor
+    """The token that follows each token."""
+    loss_mask: Tensor
+    """False where the prediction does not count."""
+    starts: Tensor | None
+    """First position of each token's document within its row; None = a row is one document."""
+    loss_scale: float = 1.0
+    """The gradient of each token's loss is seeded with this."""
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, statistics in FP32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.eps, self.kernels = eps, kernels
+        self.weight = Parameter(torch.empty(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal attention with rotary positions; fused QKV."""
+
+    def __init__(self, a: Architecture, kernels: Kernels) -> None:
+        super().__init__()
+        self.head_size, self.groups, self.kernels = a.head_size, a.heads // a.kv_heads, kernels
+        n, k = a.heads * a.head_size, a.kv_heads * a.head_size
+        self.qkv = Linear(a.hidden_size, {"query": n, "key": k, "value": k})
+        self.output = Linear(n, {"output": a.hidden_size})
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: MicroBatch) -> Tensor:
+        rows, sequence = batch.tokens.shape
+        qkv = self.qkv(x)  # [T, (N + 2K) D]
+        k_width = qkv.shape[-1] // (self.groups + 2)
+        q, k, v = qkv.split([k_width * self.groups, k_width, k_width], dim=-1)
+        q, k, v = (part.view(rows, sequence, -1, self.head_size) for part in (q, k, v))  # [B, S, N or K, D]
+        q, k = self.kernels.rotary(q, k, *rotary)
+        mixed = self.kernels.attention(q, k, v, batch.starts)  # [B, S, N, D]
+        return self.output(mixed.reshape(rows * sequence, -1))
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202); gate and up in one product."""
+
+    def __init__(self, a: Architecture, kernels: Kernels) -> None:
+        super().__init__()
+        self.kernels = kernels
+        self.gate_up = Linear(a.hidden_size, {"gate": a.intermediate_size, "up": a.intermediate_size})
+        self.down = Linear(a.intermediate_size, {"down": a.hidden_size})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.kernels.swiglu(self.gate_up(x)))
+
+
+class Layer(nn.Module):
+    def __init__(self, a: Architecture, kernels: Kernels) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(a.hidden_size, a.rms_norm_eps, kernels)
+        self.attention = Attention(a, kernels)
+        self.mlp_norm = RMSNorm(a.hidden_size, a.rms_norm_eps, kernels)
+        self.mlp = MLP(a, kernels)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: MicroBatch) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, batch)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Embedding(nn.Module):
+    split = -1
+
+    def __init__(self, vocabulary: int, hidden: int) -> None:
+        super().__init__()
+        self.inputs, self.parts = hidden, {"": vocabulary}
+        self.weight = Parameter(torch.empty(vocabulary, hidden))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return embed(tokens, self.weight)
+
+
+class Llama(nn.Module):
+    """The layers `layers` of the model; with the embedding if `first`, with norm, head and loss if `last`.
+
+    `forward` takes token ids `[T]` on the first stage and hidden states `[T, H]` on any other, and returns hidden
+    states, or on the last stage `(loss, token_losses [T])` as `Head` does.
+    """
+
+    def __init__(
+        self, a: Architecture, kernels: Kernels, layers: range | None = None, first: bool = True, last: bool = True
+    ) -> None:
+        super().__init__()
+        self.architecture, self.recompute = a, False
+        layers = range(a.layers) if layers is None else layers
+        self.embedding = Embedding(a.vocabulary_size, a.hidden_size) if first else None
+        self.layers = nn.ModuleDict({str(i): Layer(a, kernels) for i in layers})
+        self.norm = RMSNorm(a.hidden_size, a.rms_norm_eps, kernels) if last else None
+        self.head = Head(a.vocabulary_size, a.hidden_size) if last else None
+        if a.tied and self.embedding is not None and self.head is not None:
+            self.head.weight = self.embedding.weight
+
+    def hidden(self, x: Tensor, batch: MicroBatch) -> Tensor:
+        """Token ids `[T]` or hidden states `[T, H]` -> hidden states after the last layer of this slice."""
+        if self.embedding is not None:
+            x = self.embedding(x)
+        rotary = rotary_angles(self.architecture, batch)
+        for layer in self.layers.values():
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rotary, batch, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, rotary, batch)
+        return x
+
+    def forward(self, x: Tensor, batch: MicroBatch) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.hidden(x, batch)
+        if self.head is None or self.norm is None:
+            return x
+        return self.head(self.norm(x), batch.targets.flatten(), batch.loss_mask.flatten(), batch.loss_scale)
+
+    def logits(self, tokens: Tensor, starts: Tensor | None = None) -> Tensor:
+        """Scores `[B, S, V]` of the next token for `tokens [B, S]`; the whole model in one process."""
+        assert self.embedding is not None and self.norm is not None and self.head is not None, "needs the whole model"
+        batch = MicroBatch(tokens, tokens, torch.ones_like(tokens, dtype=torch.bool), starts)
+        x = self.norm(self.hidden(tokens.flatten(), batch))
+        return self.head.logits(x).view(*tokens.shape, -1)
+
+
+def rotary_angles(a: Architecture, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """cos and sin `[B, S, D/2]` in FP32 (arXiv 2104.09864; Ziya2 4.2). Positions restart with each document.
+
+    `inv_freq` is made here each time: a buffer could be cast to BF16 along with the model, and positions collapse.
+    """
+    rows, sequence = batch.tokens.shape
+    device = batch.tokens.device
+    positions = torch.arange(sequence, device=device).expand(rows, sequence)
+    if batch.starts is not None:
+        positions = positions - batch.starts
+    exponents = torch.arange(0, a.head_size, 2, device=device, dtype=torch.float32) / a.head_size
+    inv_freq = 1.0 / (a.rope_theta**exponents) / a.rope_scaling
+    return rotary_table(positions, inv_freq)

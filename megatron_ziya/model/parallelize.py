@@ -1,0 +1,171 @@
+"""How the model is cut over a mesh: the table, the stages, and which part of which logical weight a rank holds.
+
+`build` gives a rank its slices of the model, with the weights allocated but not filled.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from megatron_ziya.config import Architecture, Parallel
+from megatron_ziya.model.linear import Parameter
+from megatron_ziya.model.llama import Llama
+from megatron_ziya.parallel.cross_entropy import VocabParallelHead
+from megatron_ziya.parallel.mesh import Mesh
+from megatron_ziya.parallel.tensor import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    vocabulary_share,
+)
+from ziya_kernels import Kernels
+
+TENSOR_PARALLEL: dict[str, Callable[..., nn.Module]] = {
+    "embedding": VocabParallelEmbedding,
+    "attention.qkv": ColumnParallelLinear,
+    "attention.output": RowParallelLinear,
+    "mlp.gate_up": ColumnParallelLinear,
+    "mlp.down": RowParallelLinear,
+    "head": VocabParallelHead,
+}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `rows` of a local weight are the box `start : start + size` along `dim` of the logical weight `name`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int
+    start: int
+    size: int
+    rows: tuple[int, int]
+
+    def of_logical(self, logical: Tensor) -> Tensor:
+        """This piece, cut from the whole logical weight."""
+        return logical.narrow(self.dim, self.start, self.size)
+
+    def of_local(self, local: Tensor) -> Tensor:
+        """This piece, as a view of the local weight."""
+        return local[self.rows[0] : self.rows[1]]
+
+
+def cut(layers: int, stages: int) -> list[range]:
+    """Layers -> consecutive ranges; what does not divide goes to the middle, away from embedding and head.
+
+    `cut(10, 4)` is 2, 3, 3, 2 layers.
+    """
+    base, extra = divmod(layers, stages)
+    first = (stages - extra) // 2
+    sizes = [base + (first <= i < first + extra) for i in range(stages)]
+    return [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(stages)]
+
+
+def build(a: Architecture, p: Parallel, mesh: Mesh, kernels: Kernels, dtype: torch.dtype) -> list[Llama]:
+    """This rank's chunks of the model (`virtual` of them; chunk c is slice `c * pipeline + stage`), unfilled."""
+    slices = cut(a.layers, p.pipeline * p.virtual)
+    chunks = []
+    for chunk in range(p.virtual):
+        number = chunk * p.pipeline + mesh.pipeline.index
+        with torch.device("meta"):
+            model = Llama(a, kernels, slices[number], number == 0, number == len(slices) - 1)
+            if mesh.tensor.size > 1:
+                split_over_tensor_axis(model, mesh, p.sequence)
+        model.recompute = p.recompute == "full"
+        allocate(model, mesh.device, dtype)
+        chunks.append(model)
+    return chunks
+
+
+def allocate(model: Llama, device: torch.device, dtype: torch.dtype) -> None:
+    """Give every weight of a model on the meta device memory. (`Module.to_empty` would untie tied weights.)"""
+    made: dict[nn.Parameter, Parameter] = {}
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            if weight not in made:
+                made[weight] = Parameter(torch.empty(weight.shape, dtype=dtype, device=device))
+            module.weight = made[weight]
+
+
+def split_over_tensor_axis(model: Llama, mesh: Mesh, sequence: bool) -> None:
+    """Replace each module that the table names by its parallel counterpart."""
+    for path, module in list(model.named_modules()):
+        kind = next((k for name, k in TENSOR_PARALLEL.items() if path == name or path.endswith("." + name)), None)
+        if kind is not None:
+            model.set_submodule(path, kind(module, mesh.tensor, sequence))
+    if model.architecture.tied and model.embedding is not None and model.head is not None:
+        model.head.weight = model.embedding.weight
+
+
+def pieces(model: Llama, mesh: Mesh) -> Iterator[tuple[nn.Parameter, list[Piece]]]:
+    """Every local weight with the logical pieces it is made of (README, "Names of weights")."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or id(weight) in seen:
+            continue
+        seen.add(id(weight))
+        if model.architecture.tied and path == "head":
+            path = "embedding"
+        split = getattr(module, "split", -1)
+        if split < 0:
+            yield weight, _whole(path, module, weight)
+        elif path in ("embedding", "head"):
+            vocabulary = model.architecture.vocabulary_size
+            first, _, existing = vocabulary_share(vocabulary, mesh.tensor)
+            yield weight, [Piece(f"{path}.weight", (vocabulary, weight.shape[1]), 0, first, existing, (0, existing))]
+        else:
+            yield weight, _split(path, module, split, mesh)
+
+
+def _whole(path: str, module: nn.Module, weight: Tensor) -> list[Piece]:
+    parts = getattr(module, "parts", {"": len(weight)})
+    found, row = [], 0
+    for part, size in parts.items():
+        found.append(Piece(_name(path, part), (size, *weight.shape[1:]), 0, 0, size, (row, row + size)))
+        row += size
+    return found
+
+
+def _split(path: str, module: nn.Module, dim: int, mesh: Mesh) -> list[Piece]:
+    found, row = [], 0
+    for part, rows in module.parts.items():  # type: ignore[union-attr, operator]
+        shape = (rows, module.inputs)
+        share = shape[dim] // mesh.tensor.size
+        local_rows = share if dim == 0 else rows
+        found.append(Piece(_name(path, part), shape, dim, mesh.tensor.index * share, share, (row, row + local_rows)))
+        row += local_rows
+    return found
+
+
+def _name(path: str, part: str) -> str:
+    """`layers.3.attention.qkv` and `query` -> `layers.3.attention.query.weight`."""
+    return f"{path}.weight" if not part else f"{path.rpartition('.')[0]}.{part}.weight"
+
+
+@torch.no_grad()
+def fill(model: Llama, mesh: Mesh, logical: Callable[[str, tuple[int, ...]], Tensor]) -> None:
+    """Copy the right piece of each logical weight into this rank's slice; padding rows become zero."""
+    for weight, parts in pieces(model, mesh):
+        if parts[-1].rows[1] < len(weight):
+            weight.zero_()
+        for piece in parts:
+            if piece.size:
+                piece.of_local(weight).copy_(piece.of_logical(logical(piece.name, piece.shape)))
+
+
+def initial_weight(name: str, shape: tuple[int, ...], a: Architecture, seed: int) -> Tensor:
+    """A logical weight at step 0. The draw depends on its name and the seed alone, so every layout starts equal.
+
+    Normal with deviation 0.02; the two matrices that write into the residual stream are scaled by 1/sqrt(2 layers)
+    (GPT-2, section 2.3); norms are one.
+    """
+    if len(shape) == 1:
+        return torch.ones(shape)
+    deviation = 0.02 / (2 * a.layers) ** 0.5 if name.endswith(("output.weight", "down.weight")) else 0.02
+    generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+    return torch.empty(shape).normal_(0.0, deviation, generator=generator)

@@ -1,0 +1,114 @@
+"""Which rank does what: ranks -> frozen groups, passed as an argument, never global.
+
+Ranks count tensor-parallel first, then data-parallel, then pipeline: the ranks that talk most sit closest together
+(Megatron-LM's order).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megatron_ziya.config import Run
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of the mesh as a rank sees it. `group` is None when the axis has one rank."""
+
+    size: int = 1
+    index: int = 0
+    ranks: tuple[int, ...] = (0,)
+    group: dist.ProcessGroup | None = None
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The place of one rank among all. The default is one process, which needs no torch.distributed."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0
+    size: int = 1
+    tensor: Axis = Axis()
+    pipeline: Axis = Axis()
+    data: Axis = Axis()
+    tied: Axis = Axis()
+    """First and last stage, which both hold the weight when embedding and head are tied."""
+    backward_group: dist.ProcessGroup | None = None
+    """The pipeline's second group: gradients travel on it, so that a waiting send of activations never blocks them."""
+
+    @property
+    def first_stage(self) -> bool:
+        return self.pipeline.index == 0
+
+    @property
+    def last_stage(self) -> bool:
+        return self.pipeline.index == self.pipeline.size - 1
+
+
+def build(tensor: int, pipeline: int, device: torch.device, tied: bool = False) -> Mesh:
+    """The mesh of this rank. Data parallel takes what tensor x pipeline leaves of the world."""
+    if not dist.is_initialized():
+        assert tensor == pipeline == 1, "torch.distributed is not initialised"
+        return Mesh(device=device)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    grid = torch.arange(size).reshape(pipeline, size // (tensor * pipeline), tensor)  # [pp, dp, tp]
+    stages = grid.permute(1, 2, 0).flatten(0, 1)  # a row a pipeline
+    return Mesh(
+        device=device,
+        rank=rank,
+        size=size,
+        tensor=_axis(grid.flatten(0, 1), rank),
+        data=_axis(grid.permute(0, 2, 1).flatten(0, 1), rank),
+        pipeline=_axis(stages, rank),
+        tied=_axis(stages[:, [0, -1]], rank) if tied and pipeline > 1 else Axis(),
+        backward_group=_axis(stages, rank).group,
+    )
+
+
+def _axis(rows: torch.Tensor, rank: int) -> Axis:
+    """The row of `rows [groups, size]` that holds `rank`. Every rank must make every group, in the same order."""
+    mine = Axis()
+    for row in rows.tolist():
+        group = dist.new_group(row) if len(row) > 1 else None
+        if rank in row:
+            mine = Axis(len(row), row.index(rank), tuple(row), group)
+    return mine
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` -> the device of this process; each local rank takes its own GPU."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("run.device=cuda, but torch sees no GPU; use run.device=cpu or auto")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def environment() -> tuple[int, int]:
+    """`(rank, world size)` as torchrun tells this process; `(0, 1)` without torchrun."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def distributed(run: Run, device: torch.device) -> Iterator[int]:
+    """Join the other processes that torchrun started; yields the world size. One process needs none of it."""
+    if environment()[1] == 1:
+        yield 1
+        return
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=run.timeout_seconds),
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield dist.get_world_size()
+    finally:
+        dist.destroy_process_group()

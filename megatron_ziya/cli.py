@@ -1,0 +1,80 @@
+"""The `ziya` command: a table with one line a subcommand, in the order of the road."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    name: str
+    function: str
+    help: str
+
+
+COMMANDS = [
+    Command("factory train-scorer", "ziya_data.factory.commands:train_scorer", "language model for the quality score"),
+    Command("factory run", "ziya_data.factory.commands:run", "raw text -> clean shards, drop reasons, a report"),
+    Command("factory inspect", "ziya_data.factory.commands:inspect", "look at dropped documents by reason"),
+    Command("factory explain", "ziya_data.factory.commands:explain", "one document's way through every part"),
+    Command("tokenizer from-gguf", "ziya_data.tokenizer.commands:from_gguf", "a LLaMA vocabulary out of a GGUF file"),
+    Command("tokenizer expand", "ziya_data.tokenizer.commands:expand", "add Chinese characters to a vocabulary"),
+    Command("tokenizer compare", "ziya_data.tokenizer.commands:compare", "tokens per character of two tokenizers"),
+    Command("index build", "ziya_data.indexed.commands:build", "clean shards -> .bin/.idx, Megatron's format"),
+    Command("index show", "ziya_data.indexed.commands:show", "what an indexed dataset holds"),
+    Command("index verify", "ziya_data.indexed.commands:verify", "structure, bounds and checksums of a dataset"),
+    Command("convert from-hf", "megatron_ziya.checkpoint.commands:from_hf", "Hugging Face folder -> checkpoint"),
+    Command("convert grow-vocabulary", "megatron_ziya.checkpoint.commands:grow_vocabulary", "rows for new tokens"),
+    Command("convert info", "megatron_ziya.checkpoint.commands:info", "what a checkpoint or model folder holds"),
+    Command("convert verify", "megatron_ziya.checkpoint.commands:verify", "checksums and completeness of a checkpoint"),
+    Command("plan", "megatron_ziya.plan.commands:plan", "memory, bubble and FLOPs of a recipe before it runs"),
+    Command("train", "megatron_ziya.launch:train", "run a recipe on this machine, on one or more processes"),
+    Command("convert to-hf", "megatron_ziya.checkpoint.commands:to_hf", "checkpoint -> Hugging Face folder, proven"),
+    Command("evaluate perplexity", "megatron_ziya.evaluate.commands:perplexity", "held-out loss, bits per character"),
+    Command("evaluate generate", "megatron_ziya.evaluate.commands:generate", "continue a prompt"),
+    Command("report", "megatron_ziya.report:report", "one page with the pictures of a run, or of the whole road"),
+]
+
+
+def find(words: Sequence[str]) -> tuple[Command, list[str]] | None:
+    """The command that `words` begin with, and the words that are left for it."""
+    for length in (2, 1):
+        for command in COMMANDS:
+            if command.name == " ".join(words[:length]):
+                return command, list(words[length:])
+    return None
+
+
+def usage() -> str:
+    """The road in order, one line a command."""
+    width = max(len(command.name) for command in COMMANDS)
+    lines = [f"  ziya {command.name:<{width}}  {command.help}" for command in COMMANDS]
+    return "\n".join(["usage: ziya COMMAND ...   (ziya COMMAND --help shows an example)", "", *lines])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. A user's mistake is told in one line, with exit code 2."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
+    found = find(words)
+    if found is None:
+        print(f"ziya: no command {' '.join(words[:2])!r}; `ziya --help` lists them", file=sys.stderr)
+        return 2
+    command, rest = found
+    module, _, function = command.function.partition(":")
+    try:
+        return int(getattr(importlib.import_module(module), function)(rest) or 0)
+    except ModuleNotFoundError as error:
+        print(f"ziya {command.name}: error: {error}; install megatron-ziya[data,hf]", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"ziya {command.name}: error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"ziya {command.name}: stopped", file=sys.stderr)
+        return 130
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

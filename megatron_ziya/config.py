@@ -85,6 +85,10 @@ class Model(Architecture):
     load: str = ""
     """Checkpoint folder to start from; its architecture is used and no size may be given beside it."""
 
+    def architecture(self) -> Architecture:
+        """The sizes alone."""
+        return Architecture(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Architecture)})
+
 
 @dataclass(frozen=True)
 class Parallel:

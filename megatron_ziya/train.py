@@ -5,6 +5,7 @@
 `ziya train recipe.toml --processes 4` does the same and checks the recipe before it starts the processes.
 """
 
+import ctypes
 import math
 import sys
 import time
@@ -61,7 +62,7 @@ def architecture_of(recipe: Recipe) -> Architecture:
     """The model's shape: of the checkpoint it starts from, else the recipe's."""
     if recipe.model.load:
         return checkpoint.Reader(checkpoint.resolve(recipe.model.load), check=False).architecture
-    return recipe.model
+    return recipe.model.architecture()
 
 
 def setup(recipe: Recipe, mesh: Mesh, architecture: Architecture) -> Trainer:
@@ -238,7 +239,7 @@ def resume(trainer: Trainer, directory: Path) -> None:
     if not found:
         return
     reader = checkpoint.Reader(found[-1])
-    if reader.architecture != architecture_of(trainer.recipe) and not trainer.recipe.model.load:
+    if reader.architecture != trainer.architecture:
         raise ValueError(f"{found[-1]} holds another architecture than the recipe; choose another run.directory")
     for chunk in trainer.chunks:
         parallelize.fill(chunk, trainer.mesh, lambda name, _: reader.read(name))
@@ -247,6 +248,17 @@ def resume(trainer: Trainer, directory: Path) -> None:
 
 
 # --- Entry ----------------------------------------------------------------------------------------------------------
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large freed blocks: else each chunk of logits is mapped and zeroed by the kernel anew.
+
+    Measured on two cores (vocabulary 35,000, hidden 128, BF16): 1.14 -> 0.78 s a step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent outside glibc
+    if mallopt is not None:
+        for parameter, value in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**26)):
+            mallopt(parameter, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -262,6 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config.check(recipe, architecture, world_size)
         torch.set_num_threads(recipe.run.threads)
         device = meshes.choose_device(recipe.run.device)
+        if device.type == "cpu":
+            keep_freed_memory()
         with meshes.distributed(recipe.run, device):
             mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, device, architecture.tied)
             train(recipe, mesh, architecture)

@@ -53,9 +53,14 @@ class Head(nn.Module):
         """Rows of this rank's weight for the targets, and where they are really here (None = everywhere)."""
         return targets, None
 
-    def statistics(self, scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """`(log sum exp, score of the target)`, each `[T]`, over the whole vocabulary."""
-        return torch.logsumexp(scores, dim=-1), chosen
+    def exponentials(self, scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn `scores [T, V]` into exp(score - largest), in place.
+
+        Returns the largest score, the sum of the exponentials and the score of the target, each `[T]`, over the
+        whole vocabulary.
+        """
+        largest = scores.amax(dim=-1)
+        return largest, scores.sub_(largest[:, None]).exp_().sum(dim=-1), chosen
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -72,15 +77,16 @@ class _HeadLoss(torch.autograd.Function):
             scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
             rows, here = head.local_targets(targets[part])
             chosen = scores.gather(1, rows[:, None])[:, 0]
-            log_sum, target = head.statistics(scores, chosen if here is None else torch.where(here, chosen, 0.0))
-            losses.append(torch.where(mask[part], log_sum - target, 0.0))
+            chosen = chosen if here is None else torch.where(here, chosen, 0.0)
+            largest, total, target = head.exponentials(scores, chosen)  # from here on scores holds exponentials
+            losses.append(torch.where(mask[part], total.log() + largest - target, 0.0))
             if d_hidden is None:
                 continue
-            # d loss / d scores = softmax - one_hot, written over the scores
+            # d loss / d score = softmax - one_hot, written over the exponentials
             seed = mask[part].to(scores.dtype) * scale
-            probabilities = scores.sub_(log_sum[:, None]).exp_().mul_(seed[:, None])
-            probabilities.scatter_add_(1, rows[:, None], -(seed if here is None else seed * here)[:, None])
-            d_logits = probabilities.to(hidden.dtype)
+            scores.mul_((seed / total)[:, None])
+            scores.scatter_add_(1, rows[:, None], -(seed if here is None else seed * here)[:, None])
+            d_logits = scores.to(hidden.dtype)
             d_hidden[part] = d_logits @ weight
             d_part = add_weight_gradient(weight, d_logits, hidden[part], last=False)
             if d_part is not None:

@@ -32,7 +32,7 @@ def start_gather(x: Tensor, axis: Axis) -> Pending:
     if axis.size == 1:
         return Pending(x, None)
     out = x.new_empty(x.shape[0] * axis.size, *x.shape[1:])
-    return Pending(out, dist.all_gather_into_tensor(out, x.contiguous(), group=axis.group, async_op=True))
+    return Pending(out, dist.all_gather_single(out, x.contiguous(), group=axis.group, async_op=True))
 
 
 def start_reduce_scatter(x: Tensor, axis: Axis) -> Pending:
@@ -40,7 +40,7 @@ def start_reduce_scatter(x: Tensor, axis: Axis) -> Pending:
     if axis.size == 1:
         return Pending(x, None)
     out = x.new_empty(x.shape[0] // axis.size, *x.shape[1:])
-    return Pending(out, dist.reduce_scatter_tensor(out, x.contiguous(), group=axis.group, async_op=True))
+    return Pending(out, dist.reduce_scatter_single(out, x.contiguous(), group=axis.group, async_op=True))
 
 
 def start_all_reduce(x: Tensor, axis: Axis) -> Pending:

@@ -38,9 +38,9 @@ class VocabParallelHead(Head):
         here = (targets >= self.first) & (targets < self.first + self.existing)
         return torch.where(here, targets - self.first, 0), here
 
-    def statistics(self, scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def exponentials(self, scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scores[:, self.existing :] = float("-inf")  # padding takes no probability and gets no gradient
         largest = all_reduce(scores.amax(dim=-1), self.axis, dist.ReduceOp.MAX)
-        sums = torch.stack([(scores - largest[:, None]).exp().sum(dim=-1), chosen])
-        total, target = all_reduce(sums, self.axis)
-        return total.log().add_(largest), target
+        total = scores.sub_(largest[:, None]).exp_().sum(dim=-1)
+        total, target = all_reduce(torch.stack([total, chosen]), self.axis)
+        return largest, total, target

@@ -8,6 +8,7 @@ from megatron_ziya import config
 from megatron_ziya.parallel import schedule
 from megatron_ziya.plan.drawing import draw
 from megatron_ziya.plan.estimate import estimate
+from megatron_ziya.train import architecture_of
 
 EXAMPLE = """example:
   ziya plan examples/ziya2-13b/stage1.toml --ranks 80 --tokens 650e9 --tflops 163 --draw-schedule schedule.png"""
@@ -28,11 +29,7 @@ def plan(arguments: Sequence[str]) -> int:
     parser.add_argument("--draw-schedule", type=Path, metavar="PNG", help="draw the pipeline schedule")
     options, overrides = parser.parse_known_args(list(arguments))
     recipe = config.load(options.recipe, overrides)
-    architecture: config.Architecture = recipe.model
-    if recipe.model.load:
-        from megatron_ziya.train import architecture_of
-
-        architecture = architecture_of(recipe)
+    architecture = architecture_of(recipe)
     p, d = recipe.parallel, recipe.data
     ranks = options.ranks or p.tensor * p.pipeline
     config.check(recipe, architecture, ranks)

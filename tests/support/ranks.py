@@ -1,10 +1,10 @@
 """Run a function on several gloo processes, and the training engine on any layout."""
 
-import dataclasses
 import multiprocessing
 import os
 import pickle
 import socket
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,10 +36,13 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout:
 
 def _collect(size: int, results: Any, processes: Sequence[Any], timeout: float) -> list[Any]:
     found: dict[int, Any] = {}
-    for _ in range(size):
-        if not results._reader.poll(timeout):
+    deadline = time.monotonic() + timeout
+    while len(found) < size:
+        if not results._reader.poll(0.5):
             codes = [process.exitcode for process in processes]
-            raise TimeoutError(f"only ranks {sorted(found)} of {size} answered within {timeout} s; exit codes {codes}")
+            if time.monotonic() > deadline or any(codes):
+                raise TimeoutError(f"only ranks {sorted(found)} of {size} answered; exit codes {codes}")
+            continue
         rank, failure, value = results.get()
         if failure:
             raise AssertionError(f"rank {rank} failed:\n{failure}")
@@ -100,7 +103,7 @@ def train_few_steps(recipe: Any, steps: int) -> dict[str, Any]:
     from megatron_ziya import batches, train
     from megatron_ziya.parallel import mesh as meshes
 
-    a = dataclasses.replace(recipe.model)
+    a = recipe.model.architecture()
     mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, torch.device("cpu"), a.tied)
     trainer = train.setup(recipe, mesh, a)
     mix = RandomMix(a.vocabulary_size, recipe.data.sequence_length)

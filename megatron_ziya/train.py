@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 import ziya_kernels
-from megatron_ziya import batches, config, metrics, optimizer
+from megatron_ziya import batches, config, metrics, optimizer, report
 from megatron_ziya.checkpoint import distributed as checkpoint
 from megatron_ziya.checkpoint import training
 from megatron_ziya.config import Architecture, Recipe
@@ -180,6 +180,8 @@ def train(recipe: Recipe, mesh: Mesh, architecture: Architecture) -> Trainer:
             save(trainer, directory, mix, log)
             begin = time.monotonic()
     writer.close()
+    if mesh.rank == 0:
+        report.write_run(directory)
     return trainer
 
 

@@ -1,0 +1,139 @@
+// ziya_data._indexed: the fast side of ziya_data.indexed. The types are in indexed/*.h; this file binds them.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "indexed/corpus.h"
+#include "indexed/interleave.h"
+#include "indexed/packing.h"
+#include "indexed/permutation.h"
+
+namespace py = pybind11;
+using namespace ziya;
+
+namespace {
+
+// (tokens, lengths, pointers, documents: each a buffer of bytes; dtype code, bytes a token)
+using FileTuple = std::tuple<py::buffer, py::buffer, py::buffer, py::buffer, int, int>;
+
+File as_file(const FileTuple& given) {
+    const auto& [tokens, lengths, pointers, documents, code, item_size] = given;
+    const auto bytes = [](const py::buffer& buffer) { return buffer.request(); };
+    File file{};
+    file.tokens = static_cast<const char*>(bytes(tokens).ptr);
+    file.lengths = static_cast<const char*>(bytes(lengths).ptr);
+    file.pointers = static_cast<const char*>(bytes(pointers).ptr);
+    file.documents = static_cast<const char*>(bytes(documents).ptr);
+    file.token_bytes = bytes(tokens).size;
+    file.sequence_count = bytes(lengths).size / 4;
+    file.document_count = bytes(documents).size / 8 - 1;
+    file.code = code;
+    file.item_size = item_size;
+    file.one_to_one = file.document_count == file.sequence_count;
+    // Equal counts still allow an empty document beside one of two sequences.
+    for (int64_t d = 0; file.one_to_one && d < file.document_count; ++d)
+        file.one_to_one = load<int64_t>(file.documents, d) == d;
+    return file;
+}
+
+// A Corpus that keeps the buffers (and so the memory maps) under it alive.
+struct HeldCorpus {
+    explicit HeldCorpus(std::vector<FileTuple> given) : held(std::move(given)), corpus(files()) {}
+    std::vector<File> files() const {
+        std::vector<File> all;
+        for (const FileTuple& file : held) all.push_back(as_file(file));
+        return all;
+    }
+    std::vector<FileTuple> held;
+    Corpus corpus;
+};
+
+// Hands a vector to numpy without a copy.
+template <class T>
+py::array_t<int64_t> as_array(std::vector<T>&& values, std::vector<py::ssize_t> shape) {
+    auto* moved = new std::vector<T>(std::move(values));
+    py::capsule owner(moved, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return py::array_t<int64_t>(shape, reinterpret_cast<const int64_t*>(moved->data()), owner);
+}
+
+template <class Work>
+auto without_gil(Work work) {
+    py::gil_scoped_release release;
+    return work();
+}
+
+using Pieces = py::array_t<int64_t, py::array::c_style>;
+
+py::tuple row(const HeldCorpus& self, const Pieces& pieces, int64_t length, int64_t pad) {
+    py::array_t<int64_t> tokens(length + 1);
+    py::array_t<int32_t> starts(length);
+    py::array_t<bool> mask(length);
+    const auto* from = reinterpret_cast<const Piece*>(pieces.data());
+    const int64_t count = pieces.shape(0);
+    auto* tokens_out = tokens.mutable_data();
+    auto* starts_out = starts.mutable_data();
+    auto* mask_out = mask.mutable_data();
+    {
+        py::gil_scoped_release release;
+        fill_row(self.corpus, from, count, length, pad, tokens_out, starts_out, mask_out);
+    }
+    return py::make_tuple(tokens, starts, mask);
+}
+
+py::array_t<int64_t> permute(uint64_t key, uint64_t epoch, uint64_t purpose, int64_t n) {
+    py::array_t<int64_t> order(n);
+    auto* out = order.mutable_data();
+    py::gil_scoped_release release;
+    const Permutation permutation(key, epoch, purpose, n);
+    for (int64_t i = 0; i < n; ++i) out[i] = permutation(i);
+    return order;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_indexed, m) {
+    m.doc() = "The fast side of ziya_data.indexed; see _indexed.pyi.";
+    m.attr("DOCUMENTS") = static_cast<int>(kDocuments);
+    m.attr("SAMPLES") = static_cast<int>(kSamples);
+
+    m.def("check", [](const FileTuple& given) {
+        const File file = as_file(given);
+        return without_gil([&] { return check(file); });
+    });
+    m.def("permute", &permute);
+    m.def("permute_one", [](uint64_t key, uint64_t epoch, uint64_t purpose, uint64_t n, uint64_t i) {
+        return Permutation(key, epoch, purpose, n)(i);
+    });
+
+    py::class_<HeldCorpus>(m, "Corpus")
+        .def(py::init<std::vector<FileTuple>>())
+        .def_property_readonly("documents", [](const HeldCorpus& self) { return self.corpus.documents(); })
+        .def_property_readonly("tokens", [](const HeldCorpus& self) { return self.corpus.tokens(); })
+        .def("sample_index",
+             [](const HeldCorpus& self, uint64_t key, int64_t epoch, int64_t length) {
+                 auto index = without_gil([&] { return self.corpus.sample_index(key, epoch, length); });
+                 const py::ssize_t samples = index.size() / 2;
+                 return as_array(std::move(index), {samples, 2});
+             })
+        .def("stream_pieces",
+             [](const HeldCorpus& self, uint64_t key, int64_t epoch, int64_t rank, int64_t offset,
+                int64_t count) {
+                 auto pieces =
+                     without_gil([&] { return self.corpus.stream_pieces(key, epoch, rank, offset, count); });
+                 const py::ssize_t n = pieces.size();
+                 return as_array(std::move(pieces), {n, 3});
+             })
+        .def("pack",
+             [](const HeldCorpus& self, uint64_t key, int64_t epoch, int64_t length) {
+                 Packed packed = without_gil([&] { return pack(self.corpus, key, epoch, length); });
+                 const py::ssize_t n = packed.pieces.size(), rows = packed.rows.size();
+                 return py::make_tuple(as_array(std::move(packed.pieces), {n, 3}),
+                                       as_array(std::move(packed.rows), {rows}));
+             })
+        .def("row", &row);
+
+    py::class_<Interleave>(m, "Interleave")
+        .def(py::init<std::vector<int64_t>>())
+        .def("at", &Interleave::at, py::call_guard<py::gil_scoped_release>())
+        .def("counts", &Interleave::counts, py::call_guard<py::gil_scoped_release>());
+}

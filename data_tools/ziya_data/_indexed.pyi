@@ -1,0 +1,46 @@
+"""Types of the C++ module `ziya_data._indexed` (data_tools/csrc/indexed.cpp)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+DOCUMENTS: int
+SAMPLES: int
+
+_Bytes = NDArray[np.uint8]
+FileTuple = tuple[_Bytes, _Bytes, _Bytes, _Bytes, int, int]
+"""(tokens, lengths, pointers, document index: all as raw bytes; dtype code, bytes a token)."""
+
+def check(file: FileTuple) -> str:
+    """What is wrong with the file's structure, or `""`."""
+
+def permute(key: int, epoch: int, purpose: int, n: int) -> NDArray[np.int64]:
+    """The whole permutation of [0, n) for (key, epoch, purpose)."""
+
+def permute_one(key: int, epoch: int, purpose: int, n: int, i: int) -> int:
+    """Its value at `i`, in constant time."""
+
+class Corpus:
+    documents: int
+    tokens: int
+    def __init__(self, files: list[FileTuple]) -> None: ...
+    def sample_index(self, key: int, epoch: int, length: int) -> NDArray[np.int64]:
+        """[samples that start in this epoch, 2]: rank in the epoch's document order, offset in that document."""
+
+    def stream_pieces(self, key: int, epoch: int, rank: int, offset: int, count: int) -> NDArray[np.int64]:
+        """[P, 3]: document, first token, token count of the pieces that make `count` tokens of the stream."""
+
+    def pack(self, key: int, epoch: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pieces [P, 3] and rows [R + 1]: row r is made of pieces[rows[r]:rows[r + 1]]."""
+
+    def row(
+        self, pieces: NDArray[np.int64], length: int, pad: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
+        """tokens [length + 1], starts [length], mask [length] of one row."""
+
+class Interleave:
+    def __init__(self, weights: list[int]) -> None: ...
+    def at(self, i: int) -> tuple[int, int]:
+        """The source of sample i, and how many samples of that source come before it."""
+
+    def counts(self, i: int) -> list[int]:
+        """Samples of each source among the first i."""

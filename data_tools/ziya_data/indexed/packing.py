@@ -1,0 +1,45 @@
+"""A source as rows of whole documents: best-fit packed to the sequence length, the rest of a row padded.
+
+For supervised stages, where half a question is worth nothing (Ziya2 packs whole documents of one task type). The
+method is best-fit decreasing, as in "Fewer Truncations Improve Language Modeling" (Ding et al. 2024): the longest
+document first, each into the fullest row with room for it. As there, a document longer than a row is split, not
+truncated, so that no token is lost; its pieces overlap by one token and count as documents of their own. A row holds
+S + 1 tokens: the last is only ever a target. Documents of fewer than two tokens have nothing to predict and are left
+out. A row never mixes sources.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ziya_data import _indexed
+
+from .samples import EPOCHS_KEPT
+
+
+class PackedSamples:
+    """Sample number 0, 1, ... of one source whose documents are packed whole.
+
+    Every epoch packs the documents anew (other companions, the same number of rows) and hands out its rows in an
+    order of its own. Raises ValueError if no document has two tokens.
+    """
+
+    def __init__(self, corpus: _indexed.Corpus, sequence_length: int, key: int) -> None:
+        self._corpus = corpus
+        self._length = sequence_length
+        self._key = key
+        self._epoch = lru_cache(maxsize=EPOCHS_KEPT)(self._pack)
+        self._rows = len(self._epoch(0)[1]) - 1
+        if self._rows == 0:
+            raise ValueError("it holds no document of two tokens or more; give it documents or leave it out")
+
+    def _pack(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return self._corpus.pack(self._key, epoch, self._length)
+
+    def pieces(self, number: int) -> NDArray[np.int64]:
+        """[P, 3] (document, first token, tokens): what row `number` is made of, at most S + 1 tokens in all."""
+        epoch, place = divmod(number, self._rows)
+        pieces, rows = self._epoch(epoch)
+        row = _indexed.permute_one(self._key, epoch, _indexed.SAMPLES, self._rows, place)
+        return pieces[rows[row] : rows[row + 1]]

@@ -10,20 +10,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
-from ziya_data.indexed.mix import Mix, Source
 
-from megatron_ziya.config import Data, Recipe
+from megatron_ziya.config import Architecture, Data, Recipe
 from megatron_ziya.model.llama import MicroBatch
 from megatron_ziya.parallel.mesh import Mesh
+from ziya_data.indexed.mix import Mix, Source
 
 READ_AHEAD = 2  # steps
 
 
-def open_mix(recipe: Recipe) -> Mix:
+def open_mix(recipe: Recipe, a: Architecture) -> Mix:
     """The samples of the whole run. Raises ValueError or FileNotFoundError when a dataset is not what it should be."""
     sources = [Source(s.name, s.paths, s.weight, s.packing) for s in recipe.data.sources]
     samples = recipe.run.steps * recipe.data.global_batch_size
-    return Mix(sources, recipe.data.sequence_length, samples, recipe.run.seed, recipe.data.pad_id)
+    mix = Mix(sources, recipe.data.sequence_length, samples, recipe.run.seed, recipe.data.pad_id)
+    if mix.vocabulary_size > a.vocabulary_size:
+        raise ValueError(
+            f"the data is made of {mix.vocabulary_size} token ids, the model has {a.vocabulary_size}; "
+            "index the text with the model's tokenizer, or grow the model (ziya convert grow-vocabulary)"
+        )
+    return mix
 
 
 def read_step(mix: Mix, step: int, data: Data, mesh: Mesh) -> tuple[list[MicroBatch], int]:

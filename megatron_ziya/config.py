@@ -175,6 +175,8 @@ class Log:
     every: int = 1
     """Steps between lines on the terminal; `metrics.jsonl` has every step."""
     tensorboard: bool = True
+    report: bool = True
+    """Draw `report.html` when the run ends."""
     peak_tflops: float = 0.0
     """What counts as 100 % for `mfu`, per process; 0 = the GPU's data sheet, or a measured matmul on a CPU."""
 

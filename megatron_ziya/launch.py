@@ -29,14 +29,12 @@ def train(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=0, help="for the processes to meet; default: a free one")
     options, overrides = parser.parse_known_args(list(arguments))
     recipe = config.load(options.recipe, overrides)
-    from megatron_ziya.batches import open_mix
     from megatron_ziya.parallel.mesh import choose_device
-    from megatron_ziya.train import architecture_of
+    from megatron_ziya.train import check
 
     device = choose_device(recipe.run.device)
     processes = options.processes or (_gpus() if device.type == "cuda" else 1)
-    config.check(recipe, architecture_of(recipe), processes)
-    open_mix(recipe)  # a missing or damaged dataset is told now, not by every rank
+    check(recipe, processes)
     port = options.port or free_port()
     check_port(port)
     command = [

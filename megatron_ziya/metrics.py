@@ -19,12 +19,14 @@ class Metrics:
     """Only the rank that has the loss writes; on the others every method does nothing."""
 
     def __init__(self, directory: Path, options: config.Log, writes: bool, first_step: int) -> None:
-        self.options, self.file, self.board = options, None, None
+        self.options = options
+        self.file: TextIO | None = None
+        self.board: Any = None
         if not writes:
             return
         path = directory / "metrics.jsonl"
         _forget_after(path, first_step)
-        self.file: TextIO | None = path.open("a", encoding="utf-8", buffering=1)
+        self.file = path.open("a", encoding="utf-8", buffering=1)
         if options.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -100,7 +100,7 @@ def held_out_table(evaluations: dict[str, Any]) -> tuple[list[str], list[list[st
 
 def perplexity_section(evaluations: dict[str, Any], table: tuple[list[str], list[list[str]]]) -> str:
     languages = list(next(iter(evaluations.values()))["languages"])
-    lines = {
+    lines: dict[str, list[tuple[float, float]]] = {
         language: [(i, e["languages"][language]["bits_per_character"]) for i, e in enumerate(evaluations.values())]
         for language in languages
     }
@@ -113,7 +113,8 @@ def perplexity_section(evaluations: dict[str, Any], table: tuple[list[str], list
 
 
 def loss_section(directory: Path) -> str:
-    lines, offset = {}, 0
+    lines: dict[str, list[tuple[float, float]]] = {}
+    offset = 0.0
     for stage in STAGES:
         rows = read_metrics(directory / stage)
         lines[stage] = [(offset + row["tokens"] / 1e6, row["loss"]) for row in rows]
@@ -135,8 +136,9 @@ def tokenizer_section(comparison: dict[str, Any]) -> str:
     return f"{chart}{html_table(head, rows)}<p class='note'>{escape(comparison['paper'])}</p>"
 
 
-def samples_section(samples: list[dict[str, str]]) -> str:
-    return "".join(f"<pre><b>{escape(s['prompt'])}</b>{escape(s['text'])}</pre>" for s in samples)
+def samples_section(samples: dict[str, Any]) -> str:
+    pages = [(sample["prompt"], sample["text"].removeprefix(sample["prompt"])) for sample in samples["samples"]]
+    return "".join(f"<pre><b>{escape(prompt)}</b>{escape(text)}</pre>" for prompt, text in pages)
 
 
 # --- Charts and tables ----------------------------------------------------------------------------------------------

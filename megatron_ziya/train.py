@@ -65,6 +65,17 @@ def architecture_of(recipe: Recipe) -> Architecture:
     return recipe.model.architecture()
 
 
+def check(recipe: Recipe, world_size: int) -> Architecture:
+    """Everything that can be wrong with a recipe, before any process waits for another.
+
+    Returns the model's shape. Raises ValueError or FileNotFoundError with what to do.
+    """
+    architecture = architecture_of(recipe)
+    config.check(recipe, architecture, world_size)
+    batches.open_mix(recipe, architecture)
+    return architecture
+
+
 def setup(recipe: Recipe, mesh: Mesh, architecture: Architecture) -> Trainer:
     """Model, buckets, optimizer and pipeline of this rank, with weights from the seed or from `model.load`."""
     p, d, dtype = recipe.parallel, recipe.data, TYPES[recipe.precision.weights]
@@ -144,10 +155,11 @@ def total_loss(losses: Sequence[torch.Tensor], counted: int, mesh: Mesh) -> tupl
 def train(recipe: Recipe, mesh: Mesh, architecture: Architecture) -> Trainer:
     """The whole run on this rank: from the newest checkpoint, or from the start, to the last step."""
     directory = Path(recipe.run.directory)
-    log = metrics.rank_logger(directory, mesh.rank)
     begin = time.monotonic()
-    trainer, mix = setup(recipe, mesh, architecture), batches.open_mix(recipe)
+    mix = batches.open_mix(recipe, architecture)
+    trainer = setup(recipe, mesh, architecture)
     resume(trainer, directory)
+    log = metrics.rank_logger(directory, mesh.rank)
     announce(trainer, mix, log)
     if mesh.rank == 0:
         (directory / "recipe.toml").write_text(config.to_toml(recipe), encoding="utf-8")
@@ -180,7 +192,7 @@ def train(recipe: Recipe, mesh: Mesh, architecture: Architecture) -> Trainer:
             save(trainer, directory, mix, log)
             begin = time.monotonic()
     writer.close()
-    if mesh.rank == 0:
+    if mesh.rank == 0 and recipe.log.report:
         report.write_run(directory)
     return trainer
 
@@ -270,20 +282,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0 if arguments else 2
     rank, world_size = meshes.environment()
+    speaks = rank == 0  # what every rank finds wrong is told once; what goes wrong later, by whom it concerns
     try:
         recipe = config.load(arguments[0], arguments[1:])
-        architecture = architecture_of(recipe)
-        config.check(recipe, architecture, world_size)
+        architecture = check(recipe, world_size)
         torch.set_num_threads(recipe.run.threads)
         device = meshes.choose_device(recipe.run.device)
         if device.type == "cpu":
             keep_freed_memory()
         with meshes.distributed(recipe.run, device):
+            speaks = True
             mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, device, architecture.tied)
             train(recipe, mesh, architecture)
     except (ValueError, OSError, dist.DistNetworkError) as error:
-        if rank == 0:
-            print(f"train: error: {error}", file=sys.stderr, flush=True)
+        if speaks:
+            print(f"train: error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
 

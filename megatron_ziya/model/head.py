@@ -20,11 +20,9 @@ CHUNK = 1024  # tokens; 1,024 x 39,424 FP32 logits are 160 MB
 class Head(nn.Module):
     """Scores over the vocabulary and the next-token loss."""
 
-    split = -1
-
     def __init__(self, vocabulary: int, hidden: int) -> None:
         super().__init__()
-        self.inputs, self.parts = hidden, {"": vocabulary}
+        self.vocabulary = vocabulary
         self.weight = Parameter(torch.empty(vocabulary, hidden))
 
     def forward(self, x: Tensor, targets: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:

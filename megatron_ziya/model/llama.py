@@ -96,11 +96,9 @@ class Layer(nn.Module):
 
 
 class Embedding(nn.Module):
-    split = -1
-
     def __init__(self, vocabulary: int, hidden: int) -> None:
         super().__init__()
-        self.inputs, self.parts = hidden, {"": vocabulary}
+        self.vocabulary = vocabulary
         self.weight = Parameter(torch.empty(vocabulary, hidden))
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from megatron_ziya.config import Architecture, Parallel
-from megatron_ziya.model.linear import Parameter
+from megatron_ziya.model.linear import Linear, Parameter
 from megatron_ziya.model.llama import Llama
 from megatron_ziya.parallel.cross_entropy import VocabParallelHead
 from megatron_ziya.parallel.mesh import Mesh
@@ -102,49 +102,37 @@ def split_over_tensor_axis(model: Llama, mesh: Mesh, sequence: bool) -> None:
 
 
 def pieces(model: Llama, mesh: Mesh) -> Iterator[tuple[nn.Parameter, list[Piece]]]:
-    """Every local weight with the logical pieces it is made of (README, "Names of weights")."""
-    seen: set[int] = set()
+    """Every local weight with the logical pieces it is made of (`weights.shapes` lists them all)."""
+    seen: set[nn.Parameter] = set()
     for path, module in model.named_modules():
         weight = module._parameters.get("weight")
-        if weight is None or id(weight) in seen:
+        if weight is None or weight in seen:
             continue
-        seen.add(id(weight))
+        seen.add(weight)
         if model.architecture.tied and path == "head":
             path = "embedding"
-        split = getattr(module, "split", -1)
-        if split < 0:
-            yield weight, _whole(path, module, weight)
+        if isinstance(module, Linear):
+            yield weight, _parts(path, module, mesh)
         elif path in ("embedding", "head"):
             vocabulary = model.architecture.vocabulary_size
             first, _, existing = vocabulary_share(vocabulary, mesh.tensor)
             yield weight, [Piece(f"{path}.weight", (vocabulary, weight.shape[1]), 0, first, existing, (0, existing))]
         else:
-            yield weight, _split(path, module, split, mesh)
+            yield weight, [Piece(f"{path}.weight", tuple(weight.shape), 0, 0, len(weight), (0, len(weight)))]
 
 
-def _whole(path: str, module: nn.Module, weight: Tensor) -> list[Piece]:
-    parts = getattr(module, "parts", {"": len(weight)})
+def _parts(path: str, module: Linear, mesh: Mesh) -> list[Piece]:
+    """The logical weights that are stacked in one matrix, each a share along `module.split` if it is split."""
     found, row = [], 0
-    for part, size in parts.items():
-        found.append(Piece(_name(path, part), (size, *weight.shape[1:]), 0, 0, size, (row, row + size)))
-        row += size
+    for part, outputs in module.parts.items():
+        shape, dim = (outputs, module.inputs), max(module.split, 0)
+        index, size = (mesh.tensor.index, mesh.tensor.size) if module.split >= 0 else (0, 1)
+        share = shape[dim] // size
+        rows = share if dim == 0 else outputs
+        name = f"{path.rpartition('.')[0]}.{part}.weight"  # layers.3.attention.qkv, query -> layers.3.attention.query
+        found.append(Piece(name, shape, dim, index * share, share, (row, row + rows)))
+        row += rows
     return found
-
-
-def _split(path: str, module: nn.Module, dim: int, mesh: Mesh) -> list[Piece]:
-    found, row = [], 0
-    for part, rows in module.parts.items():  # type: ignore[union-attr, operator]
-        shape = (rows, module.inputs)
-        share = shape[dim] // mesh.tensor.size
-        local_rows = share if dim == 0 else rows
-        found.append(Piece(_name(path, part), shape, dim, mesh.tensor.index * share, share, (row, row + local_rows)))
-        row += local_rows
-    return found
-
-
-def _name(path: str, part: str) -> str:
-    """`layers.3.attention.qkv` and `query` -> `layers.3.attention.query.weight`."""
-    return f"{path}.weight" if not part else f"{path.rpartition('.')[0]}.{part}.weight"
 
 
 @torch.no_grad()

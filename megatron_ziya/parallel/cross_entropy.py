@@ -18,13 +18,11 @@ from megatron_ziya.parallel.tensor import vocabulary_share
 
 
 class VocabParallelHead(Head):
-    split = 0
-
     def __init__(self, plain: Head, axis: Axis, sequence: bool) -> None:
         torch.nn.Module.__init__(self)
-        self.inputs, self.parts, self.axis, self.sequence = plain.inputs, plain.parts, axis, sequence
-        self.first, rows, self.existing = vocabulary_share(plain.parts[""], axis)
-        self.weight = Parameter(plain.weight.new_empty(rows, plain.inputs))
+        self.vocabulary, self.axis, self.sequence = plain.vocabulary, axis, sequence
+        self.first, rows, self.existing = vocabulary_share(plain.vocabulary, axis)
+        self.weight = Parameter(plain.weight.new_empty(rows, plain.weight.shape[1]))
 
     def gather(self, x: Tensor) -> Tensor:
         return start_gather(x, self.axis).wait() if self.sequence else x

@@ -77,13 +77,11 @@ def vocabulary_share(vocabulary: int, axis: Axis) -> tuple[int, int, int]:
 class VocabParallelEmbedding(Embedding):
     """Each rank looks up the tokens of its rows, the others count as zero, and the ranks are summed."""
 
-    split = 0
-
     def __init__(self, plain: Embedding, axis: Axis, sequence: bool) -> None:
         torch.nn.Module.__init__(self)
-        self.inputs, self.parts, self.axis, self.sequence = plain.inputs, plain.parts, axis, sequence
-        self.first, rows, _ = vocabulary_share(plain.parts[""], axis)
-        self.weight = Parameter(plain.weight.new_empty(rows, plain.inputs))
+        self.vocabulary, self.axis, self.sequence = plain.vocabulary, axis, sequence
+        self.first, rows, _ = vocabulary_share(plain.vocabulary, axis)
+        self.weight = Parameter(plain.weight.new_empty(rows, plain.weight.shape[1]))
 
     def forward(self, tokens: Tensor) -> Tensor:
         here = (tokens >= self.first) & (tokens < self.first + len(self.weight))

@@ -98,6 +98,15 @@ class RandomMix:
         return RandomSample(tokens.numpy(), starts.numpy(), mask.numpy())
 
 
+def run_recipe(recipe: Any) -> None:
+    """The whole run of a recipe on this rank, as the command line does it."""
+    from megatron_ziya import train
+    from megatron_ziya.parallel import mesh as meshes
+
+    mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, torch.device("cpu"), recipe.model.tied)
+    train.train(recipe, mesh, train.check(recipe, mesh.size))
+
+
 def train_few_steps(recipe: Any, steps: int) -> dict[str, Any]:
     """Train on this rank; rank 0 returns losses, norms, and the whole gradients and weights by logical name."""
     from megatron_ziya import batches, train

@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import run_ranks, run_recipe
 
-from megatron_ziya import train
 from megatron_ziya.checkpoint.distributed import Reader
 from megatron_ziya.config import Checkpoint, Data, Log, Model, Optimizer, Parallel, Precision, Recipe, Run, Source
-from megatron_ziya.parallel import mesh as meshes
 from ziya_data.indexed.writer import IndexedDatasetWriter
 
 MODEL = Model(vocabulary_size=96, hidden_size=32, intermediate_size=48, layers=4, heads=4, kv_heads=2, max_positions=16)
@@ -37,13 +35,8 @@ def recipe(directory: Path, dataset: str, steps: int, weights: str, every: int =
         optimizer=Optimizer(learning_rate=1e-2, schedule="constant"),
         precision=Precision(weights=weights),
         checkpoint=Checkpoint(every=every),
-        log=Log(tensorboard=False, peak_tflops=1.0),
+        log=Log(tensorboard=False, report=False, peak_tflops=1.0),
     )
-
-
-def run(recipe: Recipe) -> None:
-    p = recipe.parallel
-    train.train(recipe, meshes.build(p.tensor, p.pipeline, torch.device("cpu")), recipe.model.architecture())
 
 
 def losses(directory: Path) -> list[float]:
@@ -54,12 +47,12 @@ def losses(directory: Path) -> list[float]:
 def test_the_same_layout_goes_on_to_the_bit(tmp_path, dataset, weights):
     layout = {"tensor": 2, "pipeline": 2}
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    run_ranks(4, run, recipe(whole, dataset, 6, weights, **layout))
-    run_ranks(4, run, recipe(halves, dataset, 3, weights, **layout))
+    run_ranks(4, run_recipe, recipe(whole, dataset, 6, weights, **layout))
+    run_ranks(4, run_recipe, recipe(halves, dataset, 3, weights, **layout))
     # a run killed after its checkpoint has lines that the resumed one trains again
     with (halves / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 0.0}\n{"step": 5, "lo')
-    run_ranks(4, run, recipe(halves, dataset, 6, weights, **layout))
+    run_ranks(4, run_recipe, recipe(halves, dataset, 6, weights, **layout))
     assert losses(halves) == losses(whole)
     one, two = Reader(whole / "checkpoints/step_000006"), Reader(halves / "checkpoints/step_000006")
     for kind, name in one.segments:
@@ -78,9 +71,9 @@ LAYOUTS = [
 def test_any_layout_goes_on_from_any_other(tmp_path, dataset):
     """Six steps, one layout a step; FP64 so that nothing but a mistake can show."""
     alone = tmp_path / "alone"
-    run_ranks(1, run, recipe(alone, dataset, len(LAYOUTS), "fp64"))
+    run_ranks(1, run_recipe, recipe(alone, dataset, len(LAYOUTS), "fp64"))
     for step, (ranks, layout) in enumerate(LAYOUTS, 1):
-        run_ranks(ranks, run, recipe(tmp_path / "moving", dataset, step, "fp64", **layout))
+        run_ranks(ranks, run_recipe, recipe(tmp_path / "moving", dataset, step, "fp64", **layout))
     assert losses(tmp_path / "moving") == pytest.approx(losses(alone), rel=1e-12)
     one, two = Reader(alone / "checkpoints/step_000005"), Reader(tmp_path / "moving/checkpoints/step_000005")
     for kind, name in one.segments:
@@ -89,13 +82,13 @@ def test_any_layout_goes_on_from_any_other(tmp_path, dataset):
 
 def test_bf16_masters_survive_a_change_of_layout(tmp_path, dataset):
     directory = tmp_path / "run"
-    run_ranks(2, run, recipe(directory, dataset, 2, "bf16", every=2, tensor=2))
+    run_ranks(2, run_recipe, recipe(directory, dataset, 2, "bf16", every=2, tensor=2))
     before = Reader(directory / "checkpoints/step_000002")
     assert before.kinds() == {"weight", "master", "exp_avg", "exp_avg_sq"}
     # a step of learning rate zero changes no weight: what comes out is what went in, through another layout
     still = recipe(directory, dataset, 3, "bf16", pipeline=2)
     still = dataclasses.replace(still, optimizer=Optimizer(learning_rate=0.0, minimum=0.0, schedule="constant"))
-    run_ranks(4, run, still)
+    run_ranks(4, run_recipe, still)
     after = Reader(directory / "checkpoints/step_000003")
     for kind, name in before.segments:
         if kind in ("weight", "master"):
@@ -104,13 +97,13 @@ def test_bf16_masters_survive_a_change_of_layout(tmp_path, dataset):
 
 def test_old_checkpoints_go_and_the_newest_stay(tmp_path, dataset):
     directory = tmp_path / "run"
-    run_ranks(1, run, recipe(directory, dataset, 5, "fp32", every=1))
+    run_ranks(1, run_recipe, recipe(directory, dataset, 5, "fp32", every=1))
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["step_000004", "step_000005"]
 
 
 def test_damage_is_seen(tmp_path, dataset):
     directory = tmp_path / "run"
-    run_ranks(1, run, recipe(directory, dataset, 1, "fp32"))
+    run_ranks(1, run_recipe, recipe(directory, dataset, 1, "fp32"))
     checkpoint = directory / "checkpoints/step_000001"
     file = checkpoint / "rank_00000.safetensors"
     original = file.read_bytes()

@@ -1,0 +1,89 @@
+"""Which implementation runs is a value of the recipe: `select(name, device)` returns the functions, ready to call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ziya_kernels import apex, reference
+
+CHOICES = ("auto", "triton", "torch", "apex")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The operators, all of one signature whatever runs below; `reference.py` documents each."""
+
+    name: str
+    device: torch.device
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    rotary: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    swiglu: Callable[[Tensor], Tensor]
+    cross_entropy: Callable[[Tensor, Tensor], Tensor]
+    softmax: Callable[[Tensor, float, bool], Tensor]
+    adamw: Callable[..., None]
+
+    def describe(self) -> str:
+        """One line for the log: the choice, the device, and the file that each operator comes from."""
+        operators = [field.name for field in fields(self) if field.name not in ("name", "device")]
+        homes = {operator: getattr(self, operator).__module__.split(".")[-1] for operator in operators}
+        listed = ", ".join(f"{operator}={home}" for operator, home in homes.items())
+        return f"kernels={self.name} on {self.device}: {listed}"
+
+
+def _torch(device: torch.device) -> Kernels:
+    return Kernels(
+        name="torch",
+        device=device,
+        rms_norm=reference.rms_norm,
+        rotary=reference.rotary,
+        attention=reference.attention,
+        swiglu=reference.swiglu,
+        cross_entropy=reference.cross_entropy,
+        softmax=reference.softmax,
+        adamw=reference.adamw,
+    )
+
+
+def _triton(device: torch.device) -> Kernels:
+    # imported here: Triton is no dependency of a machine without a GPU
+    from ziya_kernels import adamw, attention, cross_entropy, launch, rms_norm, rotary, softmax, swiglu
+
+    if device.type != "cuda" and not launch.interpreted():
+        raise ValueError(f"kernels='triton' cannot run on {device}; use kernels=torch, or auto, or a GPU")
+    return Kernels(
+        name="triton",
+        device=device,
+        rms_norm=rms_norm.rms_norm,
+        rotary=rotary.rotary,
+        attention=attention.attention,
+        swiglu=swiglu.swiglu,
+        cross_entropy=cross_entropy.cross_entropy,
+        softmax=softmax.softmax,
+        adamw=adamw.adamw,
+    )
+
+
+def select(name: str, device: torch.device) -> Kernels:
+    """The operators called `name` (auto, triton, torch or apex) for tensors on `device`.
+
+    auto is triton on a GPU where it is installed, otherwise torch. apex takes RMSNorm and Adam from NVIDIA apex and
+    the rest from auto. Raises ValueError for an unknown name and for one that cannot run here, saying what to use.
+    """
+    if name not in CHOICES:
+        raise ValueError(f"kernels={name!r} is not known; use one of {', '.join(CHOICES)}")
+    with_triton = device.type == "cuda" and find_spec("triton") is not None
+    if name == "apex":
+        if device.type != "cuda":
+            raise ValueError(f"kernels='apex' cannot run on {device}; use kernels=torch, or auto, or a GPU")
+        apex.require()
+        rest = _triton(device) if with_triton else _torch(device)
+        return replace(rest, name="apex", rms_norm=apex.rms_norm, adamw=apex.adamw)
+    if name == "triton" and find_spec("triton") is None:
+        raise ValueError("kernels='triton' needs the package triton, which is not installed; use kernels=torch")
+    if name == "triton" or (name == "auto" and with_triton):
+        return _triton(device)
+    return _torch(device)

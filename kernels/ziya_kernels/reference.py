@@ -1,0 +1,336 @@
+"""Plain PyTorch twins of the kernels: the oracle of every Triton file, and what a CPU really runs.
+
+Every function computes in FP32 whatever the type of its input, and rounds once, at the end; FP64 input stays FP64,
+so that a whole model can be checked in FP64. Backward passes are written out where autograd would keep or make
+tensors that a formula does not need. Letters as in the package's docstring.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import groupby, pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.adamw import adamw as torch_adamw
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type to compute in: FP64 stays, everything else is FP32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _blocks(rows: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices of rows that are worked on one after another, so that FP32 temporaries stay small.
+
+    On a CPU a block of 2 MiB a thread stays in the last cache: the loss of 32,000 pieces takes a third of the time.
+    """
+    elements = torch.get_num_threads() << 19 if device.type == "cpu" else 1 << 26
+    step = max(1, elements // width)
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
+
+
+# --- RMSNorm: y = x * rsqrt(mean(x^2) + eps) * weight
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = _wide(x.dtype)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, rstd)
+        return (x.to(wide) * rstd).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, rstd = ctx.saved_tensors
+        wide, size = rstd.dtype, x.shape[-1]
+        grad, weight_wide = grad.to(wide), weight.to(wide)
+        product = grad * x  # type promotion makes it wide; both sums below are matrix-vector products of it
+        projection = (product @ weight_wide).unsqueeze(-1)
+        grad_weight = rstd.reshape(-1) @ product.reshape(-1, size)
+        scale = projection.mul_(rstd.pow(3)).div_(-size)
+        grad_x = torch.mul(grad, rstd, out=product).mul_(weight_wide).addcmul_(x.to(wide), scale)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., H], weight [H] -> [..., H] in x's type; statistics in FP32, one rounding at the end.
+
+    Zhang & Sennrich 2019 (arXiv:1910.07467). Only x and one number a token are kept for the backward pass.
+    """
+    return _RMSNorm.apply(x, weight, eps)
+
+
+# --- rotary: (a, b) -> (a cos - b sin, b cos + a sin), a and b the two halves of a head
+
+
+def rotary_table(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+    """positions [B, S] int, inv_freq [D/2] -> cos, sin [B, S, D/2] of inv_freq's type (FP32; never narrower).
+
+    Once a forward pass, for all layers. Raises ValueError for a 16-bit inv_freq: BF16 cannot tell position 257
+    from 256.
+    """
+    if inv_freq.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"inv_freq is {inv_freq.dtype}; rotary angles need torch.float32 or torch.float64")
+    angles = positions.to(inv_freq.dtype).unsqueeze(-1) * inv_freq
+    return angles.cos(), angles.sin()
+
+
+def _rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """out, x [B, S, N, D]; cos, sin [B, S, 1, D/2]; all of one type."""
+    half = x.shape[-1] // 2
+    torch.mul(x[..., :half], cos, out=out[..., :half]).addcmul_(x[..., half:], sin, value=-1)
+    torch.mul(x[..., half:], cos, out=out[..., half:]).addcmul_(x[..., :half], sin)
+    return out
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, S, N, D]; cos, sin [B, S, 1, D/2] of the type to compute in."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.dtype == cos.dtype:
+        return _rotate_into(out, x, cos, sin)
+    for part in _blocks(x.shape[1], x[:, 0].numel(), x.device):
+        wide = x[:, part].to(cos.dtype)
+        out[:, part] = _rotate_into(torch.empty_like(wide), wide, cos[:, part], sin[:, part])
+    return out
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        wide = _wide(q.dtype)
+        cos, sin = cos.to(wide).unsqueeze(-2), sin.to(wide).unsqueeze(-2)
+        ctx.save_for_backward(cos, sin)
+        return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad_q, cos, -sin), _rotate(grad_k, cos, -sin), None, None
+
+
+def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q [B, S, N, D], k [B, S, K, D], cos and sin [B, S, D/2] (see `rotary_table`) -> rotated q and k.
+
+    Su et al. 2021 (arXiv:2104.09864), the half-split form of Hugging Face; rotated in FP32, rounded once.
+    """
+    return _Rotary.apply(q, k, cos, sin)
+
+
+# --- attention: softmax(q k^T / sqrt(D)) v, query i sees key j iff starts[i] <= j <= i
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q [B, S, N, D], k and v [B, S, K, D] -> [B, S, N, D]."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+
+
+def document_bounds(starts: Tensor) -> list[list[int]]:
+    """starts [B, S] -> for each row the first token of each of its documents, then S.
+
+    Raises ValueError where starts does not describe documents that follow one another.
+    """
+    length = starts.shape[1]
+    index = torch.arange(length, device=starts.device, dtype=starts.dtype)
+    opens = starts == index
+    if not torch.equal(torch.where(opens, index, 0).cummax(1).values, starts) or not bool(opens[:, 0].all()):
+        raise ValueError(
+            "starts does not describe documents: starts[b, t] must be the index of the first token of t's document"
+        )
+    return [[*row.nonzero().flatten().tolist(), length] for row in opens]
+
+
+def _documents(q: Tensor, k: Tensor, v: Tensor, bounds: list[int]) -> Tensor:
+    """One row: q [1, S, N, D], k and v [1, S, K, D], the first token of each document and then S -> [1, S, N, D]."""
+    # neighbours of one length go in one call: padding, often, is a run of documents of one token
+    runs = [(length, len(list(run))) for length, run in groupby(end - start for start, end in pairwise(bounds))]
+    parts = [x.squeeze(0).split([length * count for length, count in runs]) for x in (q, k, v)]
+    out = []
+    for (length, count), *heads in zip(runs, *parts, strict=True):
+        documents = [x.unflatten(0, (count, length)) for x in heads]
+        out.append(_causal(*documents).flatten(0, 1))
+    return torch.cat(out).unsqueeze(0)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
+    """Causal attention, q [B, S, N, D], k and v [B, S, K, D], starts [B, S] or None -> [B, S, N, D].
+
+    N is a multiple of K; scale 1/sqrt(D). starts[b, t] is the index of the first token of t's document; None means
+    that each row is one document. No [S, S] mask is ever built: each document is a causal attention of its own,
+    faster than a masked row of 512 tokens from documents of 8 tokens on.
+    """
+    bounds = [] if starts is None else document_bounds(starts)
+    if all(len(row) == 2 for row in bounds):
+        return _causal(q, k, v)
+    dtype = q.dtype
+    if q.device.type == "cpu":  # PyTorch's 16-bit backward of short sequences takes 2.5 times its FP32 time there
+        q, k, v = (x.to(_wide(dtype)) for x in (q, k, v))
+    rows = zip(q.split(1), k.split(1), v.split(1), bounds, strict=True)
+    return torch.cat([_documents(*row) for row in rows]).to(dtype)
+
+
+# --- SwiGLU: silu(gate) * up
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        rows = gate_up.reshape(-1, gate_up.shape[-1])
+        width = rows.shape[1] // 2
+        out = torch.empty(rows.shape[0], width, dtype=rows.dtype, device=rows.device)
+        for part in _blocks(rows.shape[0], rows.shape[1], rows.device):
+            gate, up = rows[part].to(_wide(rows.dtype)).split(width, dim=-1)
+            torch.mul(F.silu(gate), up, out=out[part])
+        return out.view(*gate_up.shape[:-1], width)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        rows = gate_up.reshape(-1, gate_up.shape[-1])
+        width, wide = rows.shape[1] // 2, _wide(rows.dtype)
+        grad_rows = grad.reshape(-1, width)
+        out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+        for part in _blocks(rows.shape[0], rows.shape[1], rows.device):
+            gate, up = rows[part].to(wide).split(width, dim=-1)
+            grad_part = grad_rows[part].to(wide)
+            torch.mul(F.silu(gate), grad_part, out=out[part, width:])
+            out[part, :width] = torch.ops.aten.silu_backward(grad_part * up, gate)
+        return out.view(gate_up.shape)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """gate_up [..., 2F], gate first -> silu(gate) * up [..., F]. Shazeer 2020 (arXiv:2002.05202).
+
+    Only the input is kept; silu is computed again in the backward pass, whose gradient is one buffer.
+    """
+    if gate_up.shape[-1] % 2:
+        raise ValueError(f"gate_up has a last size of {gate_up.shape[-1]}; it holds gate and up, so must be even")
+    return _SwiGLU.apply(gate_up)
+
+
+# --- cross entropy: logsumexp(logits) - logits[target]
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, targets)
+        loss = torch.empty(targets.shape, dtype=_wide(logits.dtype), device=logits.device)
+        for part in _blocks(logits.shape[0], logits.shape[1], logits.device):
+            log_probabilities = logits[part].to(loss.dtype).log_softmax(-1)
+            loss[part] = log_probabilities.gather(1, targets[part].unsqueeze(1)).squeeze(1).neg_()
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        logits, targets = ctx.saved_tensors
+        out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        for part in _blocks(logits.shape[0], logits.shape[1], logits.device):
+            weight = grad[part].unsqueeze(1)
+            probabilities = logits[part].to(grad.dtype).softmax(-1).mul_(weight)
+            out[part] = probabilities.scatter_add_(1, targets[part].unsqueeze(1), -weight)
+        return out, None
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """logits [T, V], targets [T] int64 in 0..V-1 -> loss [T] in FP32 (natural logarithm, no reduction)."""
+    return _CrossEntropy.apply(logits, targets)
+
+
+# --- softmax(scale * scores), keys after the query masked
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, scale: float, causal: bool) -> Tensor:
+        queries, keys = scores.shape[-2:]
+        grids = scores.reshape(-1, queries, keys)
+        out = torch.empty(grids.shape, dtype=scores.dtype, device=scores.device)
+        hidden = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu_(keys - queries + 1)
+        for heads in _blocks(len(grids), queries * keys, scores.device):
+            scaled = grids[heads].to(_wide(scores.dtype)) * scale
+            if causal:
+                scaled.masked_fill_(hidden, -math.inf)
+            out[heads] = scaled.softmax(-1)
+        probabilities = out.view(scores.shape)
+        ctx.save_for_backward(probabilities)
+        ctx.scale = scale
+        return probabilities
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (probabilities,) = ctx.saved_tensors
+        keys, wide = probabilities.shape[-1], _wide(probabilities.dtype)
+        rows, grad_rows = probabilities.reshape(-1, keys), grad.reshape(-1, keys)
+        out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+        for part in _blocks(rows.shape[0], rows.shape[1], rows.device):
+            row = rows[part].to(wide)
+            product = row * grad_rows[part]
+            product.addcmul_(row, product.sum(-1, keepdim=True), value=-1)
+            torch.mul(product, ctx.scale, out=out[part])
+        return out.view(probabilities.shape), None, None
+
+
+def softmax(scores: Tensor, scale: float, causal: bool) -> Tensor:
+    """scores [..., Sq, Sk] -> softmax(scale * scores) over keys, in scores' type, FP32 inside.
+
+    causal: query i sees key j iff j <= i + Sk - Sq (the last query sees every key). Raises ValueError where a query
+    would see no key (Sq > Sk).
+    """
+    if causal and scores.shape[-2] > scores.shape[-1]:
+        raise ValueError(f"{scores.shape[-2]} queries over {scores.shape[-1]} keys: the first would see no key")
+    return _Softmax.apply(scores, scale, causal)
+
+
+# --- AdamW
+
+
+def adamw(
+    master: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grad: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float = 1.0,
+) -> None:
+    """One AdamW step in place on flat tensors [n]; Loshchilov & Hutter 2019 (arXiv:1711.05101).
+
+    step counts from 1; the gradient is multiplied by grad_scale (clipping and loss scale in one) and not changed.
+    Equal to the bit to `torch.optim.AdamW(fused=True)`, whose function it calls, and to rounding to the others.
+    """
+    assert step >= 1, step
+    steps_before = torch.tensor(float(step - 1), device=master.device)
+    scaled = torch.empty(0)
+    for part in _blocks(master.numel(), 1, master.device):
+        gradient = grad[part]
+        if grad_scale != 1.0:
+            scaled = torch.mul(gradient, grad_scale, out=scaled if scaled.shape == gradient.shape else None)
+            gradient = scaled
+        torch_adamw(
+            [master[part]],
+            [gradient],
+            [exp_avg[part]],
+            [exp_avg_sq[part]],
+            max_exp_avg_sqs=[],
+            state_steps=[steps_before.clone()],  # counted up by the call
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=eps,
+            maximize=False,
+        )

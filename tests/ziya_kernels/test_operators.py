@@ -1,0 +1,224 @@
+"""Each operator, plain and Triton, forward and backward, against FP64.
+
+The rule is FlashAttention's: the error may be at most twice that of PyTorch's own operators in the same type (plus
+one rounding of the largest value, since PyTorch's error may be 0 by luck).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from ziya_kernels import rotary_table, select
+
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
+FREQUENCIES = 10000.0 ** (-torch.arange(32) / 32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes of the float arguments, then the fixed ones; layout changes strides without changing values."""
+
+    name: str
+    operator: str
+    shapes: tuple[tuple[int, ...], ...]
+    fixed: tuple[Any, ...] = ()
+    layout: str = "contiguous"
+    scale: float = 1.0
+    tables: tuple[Tensor, ...] = field(default=(), repr=False)
+
+
+def starts(*lengths: int) -> Tensor:
+    """Documents of these lengths one after another -> [S] int32."""
+    firsts = torch.tensor([sum(lengths[:i]) for i in range(len(lengths))], dtype=torch.int32)
+    return firsts.repeat_interleave(torch.tensor(lengths))
+
+
+def targets(tokens: int, vocabulary: int) -> Tensor:
+    return torch.randint(vocabulary, (tokens,), generator=torch.Generator().manual_seed(5))
+
+
+def positions(rows: int, length: int) -> Tensor:
+    return (torch.arange(length) * 37 + 250).expand(rows, length)  # past 256, where BF16 cannot count
+
+
+def attention_case(
+    name: str, heads: int, kv_heads: int, size: int, start: Tensor | None, rows: int, length: int
+) -> Case:
+    shapes = ((rows, length, heads, size), (rows, length, kv_heads, size), (rows, length, kv_heads, size))
+    return Case(f"attention {name}", "attention", shapes, (start,))
+
+
+CASES = [
+    Case("rms_norm", "rms_norm", ((7, 96), (96,)), (1e-5,)),
+    Case("rms_norm one token", "rms_norm", ((1, 1, 5), (5,)), (1e-6,)),
+    Case("rms_norm strided", "rms_norm", ((2, 3, 64), (64,)), (1e-5,), "transposed"),
+    Case("rms_norm large", "rms_norm", ((5, 160), (160,)), (1e-5,), scale=100.0),
+    Case("rotary", "rotary", ((2, 3, 3, 64), (2, 3, 1, 64)), tables=rotary_table(positions(2, 3), FREQUENCIES)),
+    Case(
+        "rotary odd half", "rotary", ((1, 2, 2, 6), (1, 2, 2, 6)), tables=rotary_table(positions(1, 2), FREQUENCIES[:3])
+    ),
+    Case(
+        "rotary strided",
+        "rotary",
+        ((2, 3, 4, 8), (2, 3, 2, 8)),
+        (),
+        "transposed",
+        tables=rotary_table(positions(2, 3), FREQUENCIES[:4]),
+    ),
+    Case("swiglu", "swiglu", ((5, 2 * 70),)),
+    Case("swiglu two blocks", "swiglu", ((2, 2 * 1100),)),
+    Case("swiglu strided", "swiglu", ((2, 3, 2 * 9),), (), "transposed", scale=10.0),
+    Case("cross_entropy", "cross_entropy", ((6, 101),), (targets(6, 101),), scale=3.0),
+    Case("cross_entropy two blocks", "cross_entropy", ((2, 5003),), (targets(2, 5003),), scale=3.0),
+    Case("cross_entropy one piece", "cross_entropy", ((2, 1),), (targets(2, 1),)),
+    Case("softmax", "softmax", ((2, 3, 4, 7),), (0.25, False)),
+    Case("softmax causal", "softmax", ((2, 5, 5),), (0.7, True)),
+    Case("softmax causal with a past", "softmax", ((2, 3, 70),), (0.7, True), "transposed"),
+    Case("softmax long row", "softmax", ((1, 2, 20000),), (1.5, True)),
+    attention_case("one block", 2, 2, 64, None, 1, 17),
+    attention_case("several blocks, groups", 4, 2, 64, None, 1, 77),
+    attention_case("head 128, one kv head", 3, 1, 128, None, 1, 40),
+    attention_case("head 32", 2, 2, 32, None, 1, 33),
+    attention_case("one token", 2, 1, 64, None, 2, 1),
+    attention_case("documents", 2, 1, 64, torch.stack([starts(3, 70, 1, 1, 25), starts(100)]), 2, 100),
+    attention_case("documents of one token", 1, 1, 64, starts(*[1] * 34)[None], 1, 34),
+    attention_case("a document from block to block", 1, 1, 64, starts(32, 64, 33)[None], 1, 129),
+]
+
+
+def eager(operator: str) -> Callable[..., Any]:
+    """What one would write in PyTorch (or what transformers writes), in the input's own type."""
+
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if x.dtype == torch.float64:
+            return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
+        norm = LlamaRMSNorm(x.shape[-1], eps)
+        return torch.func.functional_call(norm, {"weight": weight}, (x,))
+
+    def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = (torch.cat([table, table], -1).to(q.dtype) for table in (cos, sin))
+        q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+        return q.transpose(1, 2), k.transpose(1, 2)
+
+    def swiglu(x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate) * up
+
+    def softmax(x: Tensor, scale: float, causal: bool) -> Tensor:
+        hidden = torch.ones(x.shape[-2:], dtype=torch.bool).triu(x.shape[-1] - x.shape[-2] + 1)
+        return (x * scale).masked_fill(hidden & causal, -math.inf).softmax(-1)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, start: Tensor | None) -> Tensor:
+        index = torch.arange(q.shape[1])
+        seen = index <= index[:, None]
+        if start is not None:
+            seen = (seen & (index >= start[..., None])).unsqueeze(1)
+        k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2).transpose(1, 2) for x in (k, v))
+        return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen).transpose(1, 2)
+
+    def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, reduction="none")
+
+    return locals()[operator]
+
+
+def arguments(case: Case, dtype: torch.dtype) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(1)
+    tensors = []
+    for shape in case.shapes:
+        x = (torch.randn(shape, generator=generator) * case.scale).to(dtype)
+        if case.layout == "transposed" and len(shape) > 2:
+            x = x.transpose(0, 1).contiguous().transpose(0, 1)
+        tensors.append(x.requires_grad_())
+    return (*tensors, *case.tables, *case.fixed)
+
+
+def run(function: Callable[..., Any], inputs: tuple[Any, ...], grads: tuple[Tensor, ...]) -> list[Tensor]:
+    outputs = function(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    grads = tuple(grad.to(out.dtype) for grad, out in zip(grads, outputs, strict=True))
+    return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, leaves, grads)]
+
+
+def widened(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        x.detach().double().requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_floating_point() else x
+        for x in inputs
+    )
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", TYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_error_at_most_twice_that_of_torch(
+    case: Case, dtype: torch.dtype, implementation: str, interpreted: Callable[..., Any]
+) -> None:
+    inputs = arguments(case, dtype)
+    with torch.no_grad():
+        outputs = eager(case.operator)(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    kind = torch.float32 if case.operator == "cross_entropy" else dtype
+    grads = tuple(torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(kind) for x in outputs)
+    truth = run(eager(case.operator), widened(inputs), grads)
+    baseline = run(eager(case.operator), inputs, grads)
+    if implementation == "torch":
+        found = run(getattr(select("torch", torch.device("cpu")), case.operator), inputs, grads)
+    else:
+        ours, gradients, _ = interpreted(case.operator, inputs, grads)
+        found = [*ours, *gradients]
+    assert len(found) == len(truth)
+    largest = max(x.abs().max() for x in truth)  # a gradient that is 0 in truth is a difference of such values
+    for index, (want, base, have) in enumerate(zip(truth, baseline, found, strict=True)):
+        assert have.shape == want.shape
+        assert have.dtype == (torch.float32 if kind == torch.float32 and index == 0 else dtype)
+        allowed = 2 * (base - want).abs().max() + torch.finfo(have.dtype).eps * largest
+        error = (have - want).abs().max()
+        assert error <= allowed, f"tensor {index}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_twins_stay_in_fp64(case: Case) -> None:
+    inputs = widened(arguments(case, torch.float32))
+    outputs = eager(case.operator)(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    grads = tuple(torch.randn(x.shape, dtype=torch.float64) for x in outputs)
+    twin = getattr(select("torch", torch.device("cpu")), case.operator)
+    for want, have in zip(run(eager(case.operator), inputs, grads), run(twin, inputs, grads), strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+def test_rotary_is_the_rounded_fp64_result(
+    dtype: torch.dtype, implementation: str, interpreted: Callable[..., Any]
+) -> None:
+    case = next(case for case in CASES if case.name == "rotary")
+    q, k, cos, sin = (x.detach() for x in arguments(case, dtype))
+    want = eager("rotary")(*widened((q, k, cos, sin)))
+    if implementation == "torch":
+        have = select("torch", torch.device("cpu")).rotary(q, k, cos, sin)
+    else:
+        have = interpreted("rotary", (q, k, cos, sin))[0]
+    for w, h in zip(want, have, strict=True):
+        assert torch.equal(w.to(dtype), h)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case.shapes[0]) <= 4], ids=lambda case: case.name)
+def test_expanded_gradient(case: Case, interpreted: Callable[..., Any]) -> None:
+    """loss.sum() hands a gradient with all strides 0 to the backward kernel."""
+    inputs = arguments(case, torch.float32)
+    twin = getattr(select("torch", torch.device("cpu")), case.operator)
+    outputs = twin(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    grads = tuple(torch.ones(()).expand(x.shape) for x in outputs)
+    _, gradients, _ = interpreted(case.operator, inputs, grads)
+    for want, have in zip(run(twin, inputs, grads)[len(outputs) :], gradients, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-4)

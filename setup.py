@@ -1,5 +1,7 @@
 """Only what pyproject.toml cannot say: the C++ extension and the two packages that live in folders of their own."""
 
+from pathlib import Path
+
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
@@ -9,6 +11,17 @@ PACKAGE_DIR = {
     "ziya_data": "data_tools/ziya_data",
 }
 
+CSRC = "data_tools/csrc"
+
+
+def extension(name: str) -> Pybind11Extension:
+    """`ziya_data._NAME` from csrc/NAME.cpp; a change of any header builds it again."""
+    headers = [str(path) for path in sorted(Path(CSRC).rglob("*.h"))]
+    return Pybind11Extension(
+        f"ziya_data._{name}", [f"{CSRC}/{name}.cpp"], depends=headers, cxx_std=17, extra_compile_args=["-O3"]
+    )
+
+
 setup(
     package_dir=PACKAGE_DIR,
     packages=[
@@ -16,12 +29,7 @@ setup(
         for name, folder in PACKAGE_DIR.items()
         for found in [name, *(f"{name}.{sub}" for sub in find_packages(folder))]
     ],
-    package_data={"ziya_data": ["**/*.txt", "**/*.html"], "megatron_ziya": ["**/*.html"]},
-    ext_modules=[
-        Pybind11Extension(
-            f"ziya_data.{name}", [f"data_tools/csrc/{name.removeprefix('_')}.cpp"], cxx_std=17, extra_compile_args=["-O3"]
-        )
-        for name in ("_indexed", "_factory")
-    ],
+    package_data={"ziya_data": ["**/*.txt", "**/*.html", "*.pyi"], "megatron_ziya": ["**/*.html"]},
+    ext_modules=[extension("indexed"), extension("factory")],
     cmdclass={"build_ext": build_ext},
 )

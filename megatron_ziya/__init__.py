@@ -1,10 +1,13 @@
 """The training system: from a recipe and indexed data to a better model.
 
 train.py       the entry, read top to bottom          config.py      every knob
-model/         LLaMA2 in plain PyTorch, and the table that cuts it
+model/         LLaMA2 in plain PyTorch, and the table that cuts it over ranks
 parallel/      mesh, collectives, tensor / pipeline / data parallel
+batches.py     indexed data -> the micro-batches of a step
 optimizer.py   AdamW on sharded FP32 masters          metrics.py     what a step prints and writes
-checkpoint/    sharded checkpoints; Hugging Face, both ways
-evaluate/      perplexity and generation              plan/          what a run costs before it is paid for
-cli.py         the `ziya` command                     launch.py      `ziya train`: torchrun with early, clear errors
+process.py     what a process does before it computes: device, threads, allocator
+checkpoint/    sharded checkpoints; Hugging Face, both ways; growth of the vocabulary
+evaluate/      held-out loss and generation           plan/          what a run costs before it is paid for
+cli.py         the `ziya` command                     launch.py      `ziya train`: torchrun, checked first
+report.py      one page with the pictures
 """

@@ -29,7 +29,7 @@ def train(arguments: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, default=0, help="for the processes to meet; default: a free one")
     options, overrides = parser.parse_known_args(list(arguments))
     recipe = config.load(options.recipe, overrides)
-    from megatron_ziya.parallel.mesh import choose_device
+    from megatron_ziya.process import choose_device
     from megatron_ziya.train import check
 
     device = choose_device(recipe.run.device)

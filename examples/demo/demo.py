@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = Path("runs/demo")
 PYTHON = sys.executable
-ZIYA = str(Path(PYTHON).with_name("ziya"))
+ZIYA, TORCHRUN = (str(Path(PYTHON).with_name(name)) for name in ("ziya", "torchrun"))
 LANGUAGES = [f"{language}={DEMO}/factory/heldout/{language}.jsonl" for language in ("en", "zh")]
 WEB = ("wiki_en", "news_zh", "reviews_zh", "novel_zh", "traditional_zh", "web_html")
 LATER = ("supervised_zh", "supervised_en", "code")
@@ -37,9 +38,10 @@ def kept(source: str) -> str:
     return f"{DEMO}/factory/kept/{source}-00000.jsonl.zst"
 
 
-def train(stage: str, processes: int, steps: int) -> list[str]:
-    torchrun = [PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*torchrun, "-m", "megatron_ziya.train", f"examples/demo/{stage}.toml", "--run.steps", str(steps)]
+def train(stage: str, processes: int, short_steps: int | None) -> list[str]:
+    steps = ["--run.steps", str(short_steps)] if short_steps else []
+    recipe = f"examples/demo/{stage}.toml"
+    return [TORCHRUN, "--standalone", "--nproc-per-node", str(processes), "-m", "megatron_ziya.train", recipe, *steps]
 
 
 def perplexity(model: str, tokenizer: str, name: str) -> list[str]:
@@ -55,7 +57,7 @@ def index(source: str, tokenizer: str, name: str | None = None, *more: str) -> l
 
 def road(short: bool) -> list[Step]:
     """Every step of the demo. `short` is the form CI runs: less text, fewer steps, everything else the same."""
-    base, first, later = (50, 60, 15) if short else (400, 400, 100)
+    base, first, later = (50, 60, 15) if short else (None, None, None)  # the recipes say
     characters = "2000" if short else "7400"
     processes = 4 if short else 4 * max(1, (os.cpu_count() or 1) // 4)  # tensor 2 x pipeline 2 x data
     raw, llama, ziya = f"{DEMO}/raw", f"{DEMO}/tokenizer/llama", f"{DEMO}/tokenizer/ziya"
@@ -72,10 +74,13 @@ def road(short: bool) -> list[Step]:
              [[ZIYA, "tokenizer", "from-gguf", f"{raw}/vocabulary/ggml-vocab-llama-spm.gguf", "--out", llama]]),
         Step("scorers", "language models that score quality", scorers),
         Step("factory", "clean, score, filter, de-duplicate, evaluate",
-             [[ZIYA, "factory", "run", "examples/demo/factory.toml"]]),
+             [[ZIYA, "factory", "run", "examples/demo/factory.toml"],
+              [ZIYA, "factory", "inspect", f"{DEMO}/factory", "--dropped", "deduplicate.content", "--sample", "3"]]),
         Step("base data", "English for the base model",
              [index("books_en", "llama", "base", kept("wiki_en"))]),
-        Step("base", "a tiny LLaMA2 that reads English only, on two processes", [train("base", 2, base)]),
+        Step("base", "a tiny LLaMA2 that reads English only, on two processes",
+             [[ZIYA, "train", "examples/demo/base.toml", "--processes", "2",
+               *(["--run.steps", str(base)] if base else [])]]),
         Step("base model", "the base model as Hugging Face has it",
              [[ZIYA, "convert", "to-hf", f"{DEMO}/base", f"{DEMO}/hf/base", "--tokenizer", llama]]),
         Step("evaluate base", "held-out English and Chinese, before anything",
@@ -106,13 +111,19 @@ def road(short: bool) -> list[Step]:
     ]  # fmt: skip
 
 
+def as_typed(command: list[str]) -> str:
+    """A command as one would type it, with the virtual environment active."""
+    program = {PYTHON: "python", ZIYA: "ziya", TORCHRUN: "torchrun"}[command[0]]
+    return shlex.join([program, *command[1:]])
+
+
 def run(step: Step, number: int, total: int) -> None:
     """Run a step's commands, their output live on the terminal and in runs/demo/logs. Raises SystemExit on failure."""
     log = DEMO / "logs" / f"{number:02d}-{step.name.replace(' ', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
         for command in step.commands:
-            shown = " ".join(command).replace(PYTHON, "python").replace(ZIYA, "ziya")
+            shown = as_typed(command)
             print(f"    $ {shown}", flush=True)
             file.write(f"$ {shown}\n")
             with subprocess.Popen(

@@ -1,6 +1,12 @@
 """Checkpoints on disk: logical names and shapes, whatever the layout that wrote them; no pickle.
 
-distributed.py    the format, its reader and its writers; a training run saves and loads its shares here
-huggingface.py    to and from Hugging Face, with the proof that nothing changed
+distributed.py    the format, its reader and its writers
+training.py       a rank's shares of weights, masters and moments: to segments of logical tensors, and back
+load.py           a whole model in one process, from a checkpoint, a run directory or a Hugging Face folder
+huggingface.py    names, config.json, reading a Hugging Face folder
+convert.py        whole models both ways
+streaming.py      safetensors written one tensor at a time
+proof.py          what was written is read again and run beside transformers
+grow.py           rows for new tokens
 commands.py       `ziya convert ...`
 """

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -73,7 +73,10 @@ class Reader:
         manifest = self.path / "manifest.json"
         if not manifest.is_file():
             raise FileNotFoundError(f"{self.path} is not a checkpoint: it has no manifest.json")
-        self.manifest: dict[str, Any] = json.loads(manifest.read_text())
+        try:
+            self.manifest: dict[str, Any] = json.loads(manifest.read_text())
+        except ValueError as error:
+            raise ValueError(f"{manifest} is not JSON ({error}); the checkpoint is damaged") from None
         version = self.manifest.get("format")
         if version != FORMAT:
             raise ValueError(f"{manifest}: format {version}, this program reads {FORMAT}; use a matching version")
@@ -89,7 +92,10 @@ class Reader:
             raise FileNotFoundError(f"{file} is missing from the checkpoint")
         if digest is not None and sha256(file) != digest:
             raise ValueError(f"{file} does not have the SHA-256 of its manifest; the file is damaged")
-        handle = safe_open(file, framework="pt")
+        try:
+            handle = safe_open(file, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no whole safetensors file ({error}); the checkpoint is damaged") from None
         for key in sorted(handle.keys()):
             segment = Segment.of_key(key)
             self.segments[segment.kind, segment.name].append((segment, handle))

@@ -31,7 +31,9 @@ class Head(nn.Module):
         The first is the root of the backward pass: when the weight has a `main_grad`, its gradient is added there in
         the forward pass, so nothing may be multiplied onto it afterwards. The second carries no gradient.
         """
-        return _HeadLoss.apply(x, self.weight, targets, mask, scale, self)
+        # inside a Function gradients are always off, so whether they are wanted is found out here
+        wanted = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        return _HeadLoss.apply(x, self.weight, targets, mask, scale, self, wanted)
 
     def logits(self, x: Tensor) -> Tensor:
         """`[T, H]` -> `[T, V]`."""
@@ -64,10 +66,9 @@ class Head(nn.Module):
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, scale: float, head: Head
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, scale: float, head: Head, wanted: bool
     ) -> tuple[Tensor, Tensor]:
         hidden = head.gather(x)
-        wanted = any(ctx.needs_input_grad[:2])
         losses, d_hidden, d_weight = [], torch.empty_like(hidden) if wanted else None, None
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
@@ -103,4 +104,4 @@ class _HeadLoss(torch.autograd.Function):
             announce(ctx.weight)
         else:
             d_hidden, d_weight = d_hidden * seed, d_weight * seed
-        return d_hidden, d_weight, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None

@@ -80,18 +80,6 @@ def _axis(rows: torch.Tensor, rank: int) -> Axis:
     return mine
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` -> the device of this process; each local rank takes its own GPU."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ValueError("run.device=cuda, but torch sees no GPU; use run.device=cpu or auto")
-    if name == "cpu" or not available:
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device
-
-
 def environment() -> tuple[int, int]:
     """`(rank, world size)` as torchrun tells this process; `(0, 1)` without torchrun."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,153 @@
+"""`ziya convert from-hf | to-hf | grow-vocabulary | info | verify`."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_ziya.config import Architecture
+
+
+def _parser(name: str, description: str, example: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"ziya convert {name}",
+        description=description,
+        epilog=f"example:\n  ziya convert {name} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def from_hf(argv: Sequence[str]) -> int:
+    """Writes a Hugging Face LLaMA folder as a checkpoint, and proves it."""
+    parser = _parser("from-hf", "Write a Hugging Face LLaMA folder as a checkpoint, bit for bit.", "llama2-7b base")
+    parser.add_argument("source", type=Path, metavar="HF_DIR", help="safetensors or .bin, one file or shards")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint folder to write")
+    parser.add_argument("--skip-verify", action="store_true", help="no proof afterwards; the record says so")
+    options = parser.parse_args(list(argv))
+
+    from megatron_ziya.checkpoint import convert
+
+    proof = convert.from_hf(options.source, options.out, not options.skip_verify)
+    return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
+
+
+def to_hf(argv: Sequence[str]) -> int:
+    """Writes a checkpoint as a Hugging Face folder, and proves it."""
+    parser = _parser(
+        "to-hf", "Write a checkpoint as a Hugging Face folder.", "runs/demo/stage3 out --tokenizer tokenizer"
+    )
+    parser.add_argument("source", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory: its newest")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the model folder to write")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; default: the one the checkpoint carries")
+    parser.add_argument("--dtype", help="float32, bfloat16, …; default: as stored")
+    parser.add_argument("--shard-gb", type=float, default=5.0, help="largest file, in 10^9 bytes (default 5)")
+    parser.add_argument("--skip-verify", action="store_true", help="no proof afterwards; the record says so")
+    options = parser.parse_args(list(argv))
+
+    from megatron_ziya.checkpoint import convert
+    from megatron_ziya.checkpoint.huggingface import dtype_of
+
+    proof = convert.to_hf(
+        options.source,
+        options.out,
+        dtype_of(options.dtype) if options.dtype else None,
+        options.tokenizer,
+        not options.skip_verify,
+        int(options.shard_gb * 1e9),
+    )
+    return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
+
+
+def _outcome(out: Path, table: str | None, passed: bool) -> int:
+    print(table or "proof               skipped")
+    print(f"{'written':<20}{out if passed else str(out) + '.failed'}")
+    return 0 if passed else 1
+
+
+def grow_vocabulary(argv: Sequence[str]) -> int:
+    """Gives a Hugging Face model rows for the pieces of a wider tokenizer."""
+    parser = _parser(
+        "grow-vocabulary",
+        "Give a Hugging Face model rows for the new pieces of a wider tokenizer.",
+        "--model llama2-7b --tokenizer wide-tokenizer --out grown",
+    )
+    parser.add_argument("--model", type=Path, required=True, help="the Hugging Face folder to widen")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="from `ziya tokenizer expand`")
+    parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
+    parser.add_argument(
+        "--method",
+        choices=("mean", "zero", "random"),
+        default="mean",
+        help="a new row is the mean of the rows of the old pieces that spelled it (default), zero, or random",
+    )
+    options = parser.parse_args(list(argv))
+
+    from megatron_ziya.checkpoint import grow
+
+    grown = grow.grow_vocabulary(options.model, options.tokenizer, options.out, options.method)
+    if grown.old_rows > grown.old_pieces:
+        print(f"{grown.old_rows - grown.old_pieces:,} padding rows dropped")
+    print(f"{options.out}: {grown.old_pieces:,} -> {grown.rows:,} rows, new ones by {options.method}")
+    return 0
+
+
+def info(argv: Sequence[str]) -> int:
+    """Says what a checkpoint, run directory or Hugging Face folder holds."""
+    parser = _parser("info", "Say what a checkpoint, run directory or Hugging Face folder holds.", "runs/demo/stage1")
+    parser.add_argument("path", type=Path)
+    options = parser.parse_args(list(argv))
+
+    from megatron_ziya.checkpoint.distributed import Reader
+    from megatron_ziya.checkpoint.huggingface import dtype_name
+    from megatron_ziya.checkpoint.load import open_weights, stored_dtype
+
+    weights = open_weights(options.path, check=False)
+    a: Architecture = weights.architecture
+    rows = [("path", str(weights.path))]
+    if isinstance(weights, Reader):
+        manifest, files = weights.manifest, [weights.path / name for name in weights.manifest["files"]]
+        rows.append(("checkpoint", f"format {manifest['format']}, step {weights.step}"))
+        rows.append(("state", ", ".join(sorted(weights.kinds()))))
+        record = manifest
+    else:
+        files = sorted(set(weights.file_of.values()))
+        rows.append(("Hugging Face", f"{weights.config.get('architectures', ['LlamaForCausalLM'])[0]}"))
+        record_file = weights.path / "conversion.json"
+        record = json.loads(record_file.read_text()) if record_file.is_file() else {}
+    size = sum(file.stat().st_size for file in files)
+    rows += [
+        ("weights", f"{a.parameters():,} in {dtype_name(stored_dtype(weights, 'embedding.weight'))}"),
+        ("files", f"{len(files)}, {size / 1e9:.3f} GB"),
+        ("vocabulary", f"{a.vocabulary_size:,}{', tied' if a.tied else ''}"),
+        ("shape", f"{a.layers} layers, hidden {a.hidden_size}, intermediate {a.intermediate_size}"),
+        ("heads", f"{a.heads}, of keys and values {a.kv_heads}, size {a.head_size}"),
+        ("positions", f"{a.max_positions:,}, rope theta {a.rope_theta:g}, linear scaling {a.rope_scaling:g}"),
+        ("norm eps", f"{a.rms_norm_eps:g}"),
+    ]
+    for key in ("stage", "consumed_samples", "converted_from", "grown_from", "method"):
+        if key in record:
+            rows.append((key.replace("_", " "), str(record[key])))
+    if "proof" in record:
+        proof = record["proof"]
+        rows.append(("proof", proof if isinstance(proof, str) else "passed" if proof["passed"] else "FAILED"))
+    for name, text in rows:
+        print(f"{name:<20}{text}")
+    return 0
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Reads all of a checkpoint: checksums, and every tensor whole."""
+    parser = _parser("verify", "Check the checksums of a checkpoint, and that every tensor is whole.", "runs/demo/base")
+    parser.add_argument("path", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory: its newest")
+    options = parser.parse_args(list(argv))
+
+    from megatron_ziya.checkpoint.distributed import Reader, resolve
+
+    reader = Reader(resolve(options.path))
+    print(f"{reader.path}: {len(reader.manifest['files'])} files have the SHA-256 of the manifest")
+    for kind in sorted(reader.kinds()):
+        strange = [name for name in reader.shapes if not reader.read(name, kind).isfinite().all()]
+        if strange:
+            raise ValueError(f"{reader.path}: {kind} {strange[0]} holds values that are not finite")
+        print(f"{kind}: {len(reader.shapes)} tensors are whole and finite")
+    return 0

@@ -1,0 +1,155 @@
+// ziya_data._factory: the data factory's inner loops. Each call takes a batch of texts and releases the GIL.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <functional>
+
+#include "factory_duplicates.h"
+#include "factory_measure.h"
+#include "factory_model.h"
+#include "factory_train.h"
+
+namespace py = pybind11;
+using namespace ziya;
+
+namespace {
+
+using Texts = std::vector<std::string_view>;  // views of Python's own UTF-8 copies, alive while the list is
+using Hashes = py::array_t<uint64_t, py::array::c_style | py::array::forcecast>;
+
+template <class Value, class Compute>
+py::array_t<Value> for_each(const Texts& texts, size_t columns, Compute compute) {
+    py::array_t<Value> out(columns > 1 ? std::vector<size_t>{texts.size(), columns} : std::vector<size_t>{texts.size()});
+    Value* values = out.mutable_data();
+    py::gil_scoped_release release;
+    for (size_t at = 0; at < texts.size(); ++at) compute(texts[at], values + at * columns);
+    return out;
+}
+
+py::array_t<bool> for_hashes(const Hashes& hashes, const std::function<bool(uint64_t)>& visit) {
+    py::array_t<bool> out(hashes.size());
+    bool* seen = out.mutable_data();
+    const uint64_t* keys = hashes.data();
+    const py::ssize_t count = hashes.size();
+    py::gil_scoped_release release;
+    for (py::ssize_t at = 0; at < count; ++at) seen[at] = visit(keys[at]);
+    return out;
+}
+
+py::array_t<double> perplexity(const LanguageModel& model, const Texts& texts) {
+    return for_each<double>(texts, 1, [&](std::string_view text, double* out) {
+        const auto [total, count] = model.score(text);
+        *out = count ? std::exp(-total / static_cast<double>(count)) : std::numeric_limits<double>::infinity();
+    });
+}
+
+py::array_t<uint64_t> signatures(const Texts& texts) {
+    return for_each<uint64_t>(texts, 5, [](std::string_view text, uint64_t* out) {
+        uint32_t tokens = 0;
+        const Signature page = signature_of(text, tokens);
+        std::memcpy(out, &page, sizeof page);
+        out[4] = tokens;
+    });
+}
+
+Signature row_of(const Hashes& row) {
+    if (row.size() < 4) throw std::invalid_argument("a signature has four 64-bit numbers");
+    Signature page;
+    std::memcpy(&page, row.data(), sizeof page);
+    return page;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_factory, m) {
+    m.doc() = "Inner loops of the data factory: counting, n-gram language model, Bloom filter, SimHash index.";
+
+    py::register_exception_translator([](std::exception_ptr thrown) {
+        try {
+            if (thrown) std::rethrow_exception(thrown);
+        } catch (const FileError& error) {
+            PyErr_SetString(PyExc_OSError, error.what());
+        }
+    });
+
+    py::tuple names(static_cast<size_t>(FACT_COUNT));
+    for (int at = 0; at < FACT_COUNT; ++at) names[at] = FACT_NAMES[at];
+    m.attr("FACTS") = names;
+    py::class_<Measure>(m, "Measure", "Counts what the rules ask for; float64 [texts, len(FACTS)].")
+        .def(py::init<const std::vector<std::string>&>(), py::arg("stop_words"))
+        .def("__call__", [](const Measure& measure, const Texts& texts) {
+            return for_each<double>(texts, FACT_COUNT, [&](std::string_view text, double* out) { measure(text, out); });
+        }, py::arg("texts"));
+
+    py::class_<WordList>(m, "WordList", "Counts listed words and phrases in texts.")
+        .def(py::init<const std::vector<std::string>&>(), py::arg("phrases"))
+        .def("count", [](const WordList& words, const Texts& texts) {
+            return for_each<uint32_t>(texts, 1, [&](std::string_view text, uint32_t* out) { *out = words.count(text); });
+        }, py::arg("texts"), "uint32 [texts]");
+    py::class_<Trainer>(m, "Trainer", "Counts n-grams line by line and writes the model (modified Kneser-Ney).")
+        .def(py::init<int, int>(), py::arg("order"), py::arg("prune"))
+        .def("add", &Trainer::add, py::arg("text"), py::call_guard<py::gil_scoped_release>())
+        .def("save", &Trainer::save, py::arg("path"), py::arg("language"), py::call_guard<py::gil_scoped_release>());
+    py::class_<LanguageModel>(m, "LanguageModel", "Scores text; made by Trainer.")
+        .def(py::init(&LanguageModel::load), py::arg("path"))
+        .def_property_readonly("order", [](const LanguageModel& model) { return model.header.order; })
+        .def_property_readonly("grams", [](const LanguageModel& model) { return model.header.grams; })
+        .def_property_readonly("language", [](const LanguageModel& model) { return std::string(model.header.language); })
+        .def("score", &LanguageModel::score, py::arg("text"), "(sum of natural log probabilities, tokens)")
+        .def("perplexity", &perplexity, py::arg("texts"), "float64 [texts]; infinite for a text without tokens");
+
+    m.def("content_hash", [](const Texts& texts) {
+        return for_each<uint64_t>(texts, 1, [](std::string_view text, uint64_t* out) { *out = content_hash(text); });
+    }, py::arg("texts"), "uint64 [texts]: letters, digits and characters only, case and width folded");
+    m.def("scripts", [](const Texts& texts) {
+        return for_each<uint32_t>(texts, 5, [](std::string_view text, uint32_t* out) {
+            std::fill(out, out + 5, 0u);
+            for (const char* at = text.data(); at < text.data() + text.size();) {
+                const Class kind = class_of(next_code(at));
+                if (kind >= HAN && kind <= LETTER) ++out[kind - HAN];
+            }
+        });
+    }, py::arg("texts"), "uint32 [texts, 5]: letters that are Han, kana, Hangul, Latin, of other scripts");
+    m.def("text_hash", [](const Texts& texts) {
+        return for_each<uint64_t>(texts, 1, [](std::string_view text, uint64_t* out) {
+            uint64_t hash = text.size();
+            for (const char byte : text) hash = mix(hash, static_cast<unsigned char>(byte));
+            *out = hash;
+        });
+    }, py::arg("texts"), "uint64 [texts]: of the bytes as they are");
+    m.def("signatures", &signatures, py::arg("texts"), "uint64 [texts, 5]: 128 SimHash bits, 32 four-bit minima, tokens");
+    m.def("tokens", [](std::string_view text, bool marks) {
+        std::vector<uint64_t> out;
+        for_tokens(text, marks, [&](uint64_t hash, Class) { out.push_back(hash); });
+        return out;
+    }, py::arg("text"), py::arg("marks") = false, "hashes of characters (Chinese) and words");
+
+    py::class_<Bloom>(m, "Bloom", "A set of 64-bit keys that may, at a known rate, claim one it does not hold.")
+        .def(py::init<uint64_t, double>(), py::arg("capacity"), py::arg("rate"))
+        .def_static("load", &Bloom::load, py::arg("path"))
+        .def("save", &Bloom::save, py::arg("path"))
+        .def_property_readonly("added", &Bloom::added)
+        .def_property_readonly("bytes", &Bloom::bytes)
+        .def("test", [](Bloom& bloom, const Hashes& keys) {
+            return for_hashes(keys, [&](uint64_t key) { return bloom.test(key); });
+        }, py::arg("keys"))
+        .def("test_and_add", [](Bloom& bloom, const Hashes& keys) {
+            return for_hashes(keys, [&](uint64_t key) { return bloom.test_and_add(key); });
+        }, py::arg("keys"));
+
+    m.def("distance", [](const Hashes& a, const Hashes& b) {
+        return std::make_pair(hamming(row_of(a), row_of(b)), jaccard(row_of(a), row_of(b)));
+    }, py::arg("a"), py::arg("b"), "(Hamming distance of 128 bits, estimated Jaccard similarity) of two signatures");
+    py::class_<NearIndex>(m, "NearIndex", "Pages by SimHash in eight bands; 64 bytes a page.")
+        .def(py::init<>())
+        .def_static("load", &NearIndex::load, py::arg("path"))
+        .def("save", &NearIndex::save, py::arg("path"))
+        .def("__len__", &NearIndex::size)
+        .def("add", [](NearIndex& index, const Hashes& row) { index.add(row_of(row)); }, py::arg("signature"))
+        .def("find", [](const NearIndex& index, const Hashes& row, int distance, double least) {
+            const Match match = index.find(row_of(row), distance, least);
+            return std::make_tuple(match.page, match.distance, match.jaccard);
+        }, py::arg("signature"), py::arg("distance"), py::arg("jaccard"),
+           "(page or -1, Hamming distance, Jaccard estimate)");
+}

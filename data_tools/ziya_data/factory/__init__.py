@@ -1,0 +1,12 @@
+"""The data factory: raw text in, kept shards and a reason for every drop out. Ziya2's five parts, one file each:
+
+preprocess.py (with language.py)    1. encoding, language, Traditional to Simplified, normal form
+score.py                            2. perplexity by an n-gram model; rank within language and source
+rules.py (rules_document.py, rules_text.py, words.py, lists/)   3. rules on documents, paragraphs, sentences
+deduplicate.py                      4. address, content, likeness; the index is kept
+evaluate.py                         5. the gate of Table 1
+recipe.py    every knob             read.py      raw files to `Document`s  storage.py   files of documents
+parts.py     the parts on a shard   pipeline.py  the run, resumable        finish.py    formats.py, outputs
+report.py    pictures.py: the page  look.py      inspect and explain       commands.py  the command line
+The inner loops are C++: ../../csrc/factory*.{cpp,h}, module `ziya_data._factory`.
+"""

@@ -1,0 +1,86 @@
+"""`ziya factory run | train-scorer | inspect | explain`."""
+
+import argparse
+from pathlib import Path
+
+
+def parser(name: str, what: str, example: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"ziya factory {name}",
+        description=what,
+        epilog=f"example:\n  ziya factory {name} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def run(argv: list[str]) -> int:
+    """Exit code 1 only when the gate fails and the recipe says evaluate.required = true."""
+    arguments = parser("run", "Clean, score, filter, de-duplicate and check raw text.", "examples/demo/factory.toml")
+    arguments.add_argument(
+        "recipe", type=Path, help="TOML file; every knob is described in ziya_data/factory/recipe.py"
+    )
+    arguments.add_argument(
+        "--workers", type=int, default=1, help="processes (default 1); the output does not depend on it"
+    )
+    given = arguments.parse_args(argv)
+    from ziya_data.factory import pipeline, recipe
+
+    settings = recipe.load(given.recipe)
+    report = pipeline.run(settings, given.workers, lambda line: print(line, flush=True))
+    print(pipeline.summary(report))
+    return int(settings.evaluate.required and not report["evaluate"]["passed"])
+
+
+def train_scorer(argv: list[str]) -> int:
+    arguments = parser(
+        "train-scorer",
+        "Train the n-gram model whose perplexity ranks documents.",
+        "--language zh --text wikipedia.zh.txt --out scorer.zh.bin",
+    )
+    arguments.add_argument("--language", required=True, choices=("zh", "en"))
+    arguments.add_argument("--text", required=True, type=Path, help="reference text, a sentence or paragraph a line")
+    arguments.add_argument("--out", required=True, type=Path)
+    arguments.add_argument("--order", type=int, default=0, help="tokens in the longest gram (default: zh 4, en 3)")
+    arguments.add_argument(
+        "--prune", type=int, default=1, help="leave out grams of 3 and more seen so often (default 1)"
+    )
+    given = arguments.parse_args(argv)
+    from ziya_data.factory import score
+
+    model = score.train(given.language, given.text, given.out, given.order, given.prune)
+    size = given.out.stat().st_size / 1e6
+    print(f"{given.out}: {model.grams:,} grams up to {model.order} tokens, {size:.1f} MB")
+    return 0
+
+
+def inspect(argv: list[str]) -> int:
+    arguments = parser(
+        "inspect", "Show dropped documents and why.", "runs/demo/factory --dropped rules.symbol_ratio --sample 20"
+    )
+    arguments.add_argument("output", type=Path, help="the run's folder")
+    arguments.add_argument(
+        "--dropped", default="", metavar="REASON", help="a reason, or a part of the factory (default: all)"
+    )
+    arguments.add_argument("--sample", type=int, default=20, help="how many, drawn at random (default 20; 0 shows all)")
+    arguments.add_argument("--characters", type=int, default=300, help="of each text (default 300)")
+    given = arguments.parse_args(argv)
+    from ziya_data.factory import look
+
+    for record in look.dropped(given.output, given.dropped, given.sample):
+        print(f"== {record['id']}  [{record['language'] or '-'}]  {record['reason']}  {record.get('why', '')}")
+        print(record["text"][: given.characters])
+    return 0
+
+
+def explain(argv: list[str]) -> int:
+    arguments = parser(
+        "explain", "Walk one document through every part.", "runs/demo/factory web_html:gne/tests/sxmu/1.html"
+    )
+    arguments.add_argument("output", type=Path, help="the run's folder")
+    arguments.add_argument("id", help="as kept/ and dropped/ name it: SOURCE:ID")
+    given = arguments.parse_args(argv)
+    from ziya_data.factory import look
+
+    for line in look.explain(given.output, given.id):
+        print(line)
+    return 0

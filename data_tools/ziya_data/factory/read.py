@@ -1,0 +1,174 @@
+"""Raw input to `Document`s: JSON lines (plain, gzip, zstd), parquet, text files, folders of HTML."""
+
+import glob
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import zstandard
+from resiliparse.extract.html2text import extract_plain_text
+from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+
+from ziya_data.document import Document
+from ziya_data.factory.recipe import KINDS, Source
+
+JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+PAGES = (".html", ".htm")
+SKIPPED_ELEMENTS = ["nav", "footer", "aside", "form", "script", "style"]
+
+
+def shards_of(source: Source) -> list[Path]:
+    """The files (or folders of HTML) of a source, sorted; each is one unit of work and of resuming.
+
+    Raises FileNotFoundError when a path or pattern matches nothing.
+    """
+    shards: list[Path] = []
+    for pattern in source.paths:
+        found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207 (pathlib refuses "/x/*")
+        if not found:
+            raise FileNotFoundError(f"source {source.name}: {pattern} matches no file; check paths in the recipe")
+        for path in found:
+            if path.is_dir() and not any(item.suffix in PAGES for item in path.rglob("*")):
+                shards += sorted(
+                    item for item in path.iterdir() if item.name.endswith((*JSON_LINES, ".parquet", ".txt"))
+                )
+            else:
+                shards.append(path)
+    return shards
+
+
+def read(source: Source, shard: Path, number: int) -> Iterator[Document]:
+    """Documents of one shard, in order. A broken record becomes a document with metadata["broken"], so that it is
+    counted and seen; an id that the input lacks is made of the shard's and the record's number.
+
+    Raises ValueError for a kind of file that is not known.
+    """
+    for position, record in enumerate(records(shard)):
+        given = record.get("id")
+        name = f"{source.name}:{given}" if given is not None else f"{source.name}:{number:05d}-{position:08d}"
+        text = record.get("text")
+        if not isinstance(text, str):
+            text = record["html"] if isinstance(record.get("html"), str) else ""
+            if text:
+                text = main_text(text)
+            elif "broken" not in record:
+                record["broken"] = "neither text nor html"
+        kind = record.get("kind")
+        yield Document(
+            id=name,
+            text=text,
+            source=source.name,
+            url=str(record.get("url") or ""),
+            language=str(record.get("language") or ""),
+            kind=kind if kind in KINDS else source.kind,
+            metadata={key: record[key] for key in ("language_name", "broken") if key in record},
+        )
+
+
+def records(shard: Path) -> Iterator[dict[str, Any]]:
+    name = shard.name
+    if shard.is_dir():
+        for page in sorted(item for item in shard.rglob("*") if item.suffix in PAGES):
+            yield {"id": str(page.relative_to(shard)), "html": decode(page.read_bytes())}
+    elif name.endswith(PAGES):
+        yield {"id": name, "html": decode(shard.read_bytes())}
+    elif name.endswith(".txt"):
+        yield {"id": name, "text": decode(shard.read_bytes())}
+    elif name.endswith(".parquet"):
+        import pyarrow  # heavy, and only needed here
+        import pyarrow.parquet
+
+        try:
+            for batch in pyarrow.parquet.ParquetFile(shard).iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+        except (pyarrow.ArrowException, EOFError) as error:
+            yield {"text": "", "broken": f"{shard} is damaged from here on: {error}"}
+    elif name.endswith(JSON_LINES):
+        yield from json_lines(shard)
+    else:
+        raise ValueError(
+            f"{shard} is of no kind that can be read; give {', '.join(JSON_LINES)}, .parquet, .txt or .html"
+        )
+
+
+def json_lines(shard: Path) -> Iterator[dict[str, Any]]:
+    """Records of a JSON-lines file; a file cut short in the middle ends in one broken record, not in a crash."""
+    try:
+        with open_bytes(shard) as file:
+            for line in file:
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+                    record = None
+                    message = f"not JSON: {error}"
+                else:
+                    message = "not a JSON object"
+                if isinstance(record, dict):
+                    yield record
+                else:
+                    yield {"text": line[:2000].decode("utf-8", "replace"), "broken": message}
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        yield {"text": "", "broken": f"{shard} is damaged from here on: {error}"}
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return cast("IO[bytes]", gzip.open(path, "rb"))
+    if path.suffix == ".zst":
+        return cast("IO[bytes]", io.BufferedReader(ZstdFile(path), 1 << 20))
+    return path.open("rb")
+
+
+class ZstdFile(io.RawIOBase):
+    """A .zst of one or more frames (`cat a.zst b.zst`). Unlike zstandard's own reader it raises EOFError where the
+    file ends within a frame: a shard cut short must not look like a whole one."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("rb")
+        self.frame = zstandard.ZstdDecompressor().decompressobj()
+        self.input = self.output = b""
+        self.within = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.output:
+            self.input = self.input or self.file.read(1 << 17)
+            if not self.input:
+                if self.within:
+                    raise EOFError("it ends within a zstd frame")
+                return 0
+            self.output, self.within = self.frame.decompress(self.input), True
+            self.input = b""
+            if self.frame.eof:
+                self.input, self.within = self.frame.unused_data, False
+                self.frame = zstandard.ZstdDecompressor().decompressobj()
+        count = min(len(buffer), len(self.output))
+        buffer[:count], self.output = self.output[:count], self.output[count:]
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def decode(data: bytes) -> str:
+    """Text of unknown encoding: UTF-8 when it is valid, else what the bytes look like (GB18030, Big5, Latin-1 ...)."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return bytes_to_str(data, detect_encoding(data, from_html_meta=True) or "utf-8")
+
+
+def main_text(html: str) -> str:
+    """The page's own text, without menus, footers and scripts; paragraphs stay lines."""
+    return extract_plain_text(
+        html, main_content=True, alt_texts=False, list_bullets=False, skip_elements=SKIPPED_ELEMENTS
+    )

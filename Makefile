@@ -22,6 +22,7 @@ setup: $(INSTALLED)     ## only the set-up
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard data_tools/csrc/* data_tools/csrc/*/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	@command -v g++ >/dev/null || { echo "g++ is needed for the C++ extension; install it (Debian: g++)"; exit 1; }
-	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@echo 'installing into .venv; minutes the first time'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
 	touch $@

@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -137,9 +138,13 @@ def run(step: Step, number: int, total: int) -> None:
                 env=os.environ | {"PYTHONUNBUFFERED": "1"} | threads,
             ) as process:  # fmt: skip
                 assert process.stdout is not None
-                for line in process.stdout:
-                    print("    " + line, end="", flush=True)
-                    file.write(line)
+                try:
+                    for line in process.stdout:
+                        print("    " + line, end="", flush=True)
+                        file.write(line)
+                except KeyboardInterrupt:
+                    process.terminate()
+                    raise
             if process.returncode:
                 code = process.returncode
                 raise SystemExit(f"[{number}/{total}] {step.name} failed with exit code {code}; see {log}")
@@ -151,6 +156,7 @@ def main() -> None:
     parser.add_argument("--from", dest="first", metavar="STEP", help="run this step and all later ones again")
     options = parser.parse_args()
     os.chdir(ROOT)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends the step that runs, as Ctrl-C does
     steps = road(options.short)
     names = [step.name for step in steps]
     if options.first and options.first not in names:

@@ -5,6 +5,7 @@
 
 #include "indexed/corpus.h"
 #include "indexed/interleave.h"
+#include "indexed/megatron.h"
 #include "indexed/packing.h"
 #include "indexed/permutation.h"
 
@@ -56,6 +57,13 @@ py::array_t<int64_t> as_array(std::vector<T>&& values, std::vector<py::ssize_t> 
     return py::array_t<int64_t>(shape, reinterpret_cast<const int64_t*>(moved->data()), owner);
 }
 
+template <class T>
+py::array numpy_of(std::vector<T>&& values, std::vector<py::ssize_t> shape) {
+    auto* moved = new std::vector<T>(std::move(values));
+    py::capsule owner(moved, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+    return py::array_t<T>(shape, moved->data(), owner);
+}
+
 template <class Work>
 auto without_gil(Work work) {
     py::gil_scoped_release release;
@@ -80,6 +88,33 @@ py::tuple row(const HeldCorpus& self, const Pieces& pieces, int64_t length, int6
     return py::make_tuple(tokens, starts, mask);
 }
 
+// (document index, sample index, shuffle index); the callers have bounded every count.
+py::tuple megatron_indexes(const HeldCorpus& self, uint32_t seed, int64_t epochs, int64_t samples_together,
+                           bool separate_last, int64_t samples, int64_t length) {
+    Generator generator(seed);
+    const Corpus& corpus = self.corpus;
+    auto order = without_gil([&] { return document_index(corpus.documents(), epochs, separate_last, generator); });
+    // Megatron's own choice of type.
+    int64_t largest = order.size();
+    for (int64_t d = 0; d < corpus.documents(); ++d) largest = std::max(largest, corpus.length(d));
+    py::array sample_index;
+    const auto build = [&](auto zero) {
+        using T = decltype(zero);
+        auto index = without_gil(
+            [&] { return listed_sample_index<T>(corpus, order.data(), order.size(), samples, length); });
+        const py::ssize_t rows = index.size() / 2;
+        sample_index = numpy_of(std::move(index), {rows, 2});
+    };
+    if (largest <= INT32_MAX)
+        build(int32_t{0});
+    else
+        build(int64_t{0});
+    auto shuffle = without_gil([&] { return shuffle_index(samples, samples_together, generator); });
+    const py::ssize_t entries = order.size();
+    return py::make_tuple(numpy_of(std::move(order), {entries}), sample_index,
+                          numpy_of(std::move(shuffle), {samples}));
+}
+
 py::array_t<int64_t> permute(uint64_t key, uint64_t epoch, uint64_t purpose, int64_t n) {
     py::array_t<int64_t> order(n);
     auto* out = order.mutable_data();
@@ -87,6 +122,23 @@ py::array_t<int64_t> permute(uint64_t key, uint64_t epoch, uint64_t purpose, int
     const Permutation permutation(key, epoch, purpose, n);
     for (int64_t i = 0; i < n; ++i) out[i] = permutation(i);
     return order;
+}
+
+// A hash of each document's ids, the same whatever their dtype: FNV-1a's steps over whole ids, then SplitMix64's
+// finaliser.
+py::array_t<uint64_t> document_hashes(const py::array_t<int64_t, py::array::c_style>& tokens,
+                                      const py::array_t<int64_t, py::array::c_style>& lengths) {
+    const int64_t count = lengths.size();
+    py::array_t<uint64_t> hashes(count);
+    const int64_t *id = tokens.data(), *length = lengths.data();
+    uint64_t* out = hashes.mutable_data();
+    py::gil_scoped_release release;
+    for (int64_t d = 0; d < count; ++d) {
+        uint64_t hash = 0xcbf29ce484222325ULL;
+        for (int64_t i = 0; i < length[d]; ++i) hash = (hash ^ static_cast<uint64_t>(*id++)) * 0x100000001b3ULL;
+        out[d] = scramble(hash ^ static_cast<uint64_t>(length[d]));
+    }
+    return hashes;
 }
 
 }  // namespace
@@ -100,6 +152,7 @@ PYBIND11_MODULE(_indexed, m) {
         const File file = as_file(given);
         return without_gil([&] { return check(file); });
     });
+    m.def("document_hashes", &document_hashes);
     m.def("permute", &permute);
     m.def("permute_one", [](uint64_t key, uint64_t epoch, uint64_t purpose, uint64_t n, uint64_t i) {
         return Permutation(key, epoch, purpose, n)(i);
@@ -129,6 +182,15 @@ PYBIND11_MODULE(_indexed, m) {
                  const py::ssize_t n = packed.pieces.size(), rows = packed.rows.size();
                  return py::make_tuple(as_array(std::move(packed.pieces), {n, 3}),
                                        as_array(std::move(packed.rows), {rows}));
+             })
+        .def("megatron_indexes", &megatron_indexes)
+        .def("listed_pieces",
+             [](const HeldCorpus& self, const py::array_t<int32_t, py::array::c_style>& order, int64_t rank,
+                int64_t offset, int64_t count) {
+                 const int32_t* listed = order.data();
+                 auto pieces = without_gil([&] { return listed_pieces(self.corpus, listed, rank, offset, count); });
+                 const py::ssize_t n = pieces.size();
+                 return as_array(std::move(pieces), {n, 3});
              })
         .def("row", &row);
 

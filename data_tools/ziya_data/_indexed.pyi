@@ -13,6 +13,9 @@ FileTuple = tuple[_Bytes, _Bytes, _Bytes, _Bytes, int, int]
 def check(file: FileTuple) -> str:
     """What is wrong with the file's structure, or `""`."""
 
+def document_hashes(tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """[documents]: a hash of the ids of each; `tokens` [sum of lengths] are all of them in a row."""
+
 def permute(key: int, epoch: int, purpose: int, n: int) -> NDArray[np.int64]:
     """The whole permutation of [0, n) for (key, epoch, purpose)."""
 
@@ -31,6 +34,14 @@ class Corpus:
 
     def pack(self, key: int, epoch: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Pieces [P, 3] and rows [R + 1]: row r is made of pieces[rows[r]:rows[r + 1]]."""
+
+    def megatron_indexes(
+        self, seed: int, epochs: int, samples_together: int, separate_last: bool, samples: int, length: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32] | NDArray[np.int64], NDArray[np.uint32]]:
+        """Document index [epochs * documents], sample index [samples + 1, 2], shuffle index [samples]."""
+
+    def listed_pieces(self, order: NDArray[np.int32], rank: int, offset: int, count: int) -> NDArray[np.int64]:
+        """[P, 3]: the pieces that make `count` tokens from (rank, offset) on in the documents that `order` lists."""
 
     def row(
         self, pieces: NDArray[np.int64], length: int, pad: int

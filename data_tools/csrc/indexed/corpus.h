@@ -44,9 +44,15 @@ struct Piece {
     int64_t document, offset, count;
 };
 
+// `__restrict__`: or the compiler must think that `out` may change the tokens, and widens one at a time.
 template <class T>
-inline void widen(const char* tokens, int64_t begin, int64_t count, int64_t* out) {
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<int64_t>(load<T>(tokens, begin + i));
+inline void widen(const char* __restrict__ tokens, int64_t begin, int64_t count, int64_t* __restrict__ out) {
+    tokens += begin * static_cast<int64_t>(sizeof(T));
+    for (int64_t i = 0; i < count; ++i) {
+        T value;
+        std::memcpy(&value, tokens + i * sizeof(T), sizeof(T));
+        out[i] = static_cast<int64_t>(value);
+    }
 }
 
 class Corpus {
@@ -65,6 +71,11 @@ public:
     int64_t length(int64_t document) const {
         const size_t f = file_of(document);
         return files_[f].length(document - first_document_[f]);
+    }
+
+    void prefetch_length(int64_t document) const {
+        const size_t f = file_of(document);
+        if (files_[f].one_to_one) __builtin_prefetch(files_[f].lengths + 4 * (document - first_document_[f]));
     }
 
     void copy(const Piece& piece, int64_t* out) const {
@@ -91,10 +102,23 @@ public:
         std::vector<int64_t> index;
         index.reserve(2 * (tokens_ / length + 2));
         int64_t begin = 0;
-        for (int64_t rank = 0; rank < documents_; ++rank) {
-            const int64_t end = begin + this->length(order(rank));
-            for (; next < end; next += length) index.insert(index.end(), {rank, next - begin});
-            begin = end;
+        // In batches, so that the lengths, all over the file, are on their way before they are needed.
+        constexpr int64_t kBatch = 64;
+        int64_t documents[kBatch];
+        for (int64_t first = 0; first < documents_; first += kBatch) {
+            const int64_t count = std::min(kBatch, documents_ - first);
+            for (int64_t k = 0; k < count; ++k) {
+                documents[k] = order(first + k);
+                prefetch_length(documents[k]);
+            }
+            for (int64_t k = 0; k < count; ++k) {
+                const int64_t end = begin + this->length(documents[k]);
+                for (; next < end; next += length) {
+                    index.push_back(first + k);
+                    index.push_back(next - begin);
+                }
+                begin = end;
+            }
         }
         return index;
     }

@@ -1,11 +1,28 @@
 // Packing: whole documents into rows by best-fit decreasing.
 #pragma once
 
-#include <set>
-
 #include "corpus.h"
 
 namespace ziya {
+
+// A set of small numbers: a bit each, for a row of S tokens S / 64 words at most to look through.
+class Bits {
+public:
+    explicit Bits(int64_t size) : words_(size / 64 + 1, 0) {}
+    void insert(int64_t n) { words_[n / 64] |= uint64_t{1} << n % 64; }
+    void erase(int64_t n) { words_[n / 64] &= ~(uint64_t{1} << n % 64); }
+    // The smallest member >= n, or -1.
+    int64_t from(int64_t n) const {
+        uint64_t bits = words_[n / 64] >> n % 64 << n % 64;
+        for (size_t word = n / 64;; bits = words_[word]) {
+            if (bits) return word * 64 + __builtin_ctzll(bits);
+            if (++word == words_.size()) return -1;
+        }
+    }
+
+private:
+    std::vector<uint64_t> words_;
+};
 
 struct Packed {
     std::vector<Piece> pieces;  // row by row
@@ -41,17 +58,17 @@ inline Packed pack(const Corpus& corpus, uint64_t key, int64_t epoch, int64_t le
 
     std::vector<int64_t> row_of(count), row_pieces;
     std::vector<std::vector<int64_t>> with_room(capacity + 1);  // open rows by the tokens they have room for
-    std::set<int64_t> rooms;                                    // the rooms for which there is a row
+    Bits rooms(capacity + 1);                                   // the rooms for which there is a row
     for (int64_t p : by_length) {
         int64_t room = capacity, row = row_pieces.size();
-        const auto found = rooms.lower_bound(pieces[p].count);
-        if (found == rooms.end()) {
+        const int64_t found = rooms.from(pieces[p].count);
+        if (found < 0) {
             row_pieces.push_back(0);
         } else {
-            room = *found;
+            room = found;
             row = with_room[room].back();
             with_room[room].pop_back();
-            if (with_room[room].empty()) rooms.erase(found);
+            if (with_room[room].empty()) rooms.erase(room);
         }
         row_of[p] = row;
         ++row_pieces[row];

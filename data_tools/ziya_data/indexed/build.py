@@ -5,15 +5,21 @@
 3. this process takes the results in the order of the input and writes them.
 
 So the dataset is the same whatever the number of workers, and memory does not grow with the input.
+
+Every half minute what is written is made durable and noted in `P.build.json`. A build that was killed, or met a full
+disk, goes on from there when it is started again with the same inputs and options, and ends with the same bytes.
 """
 
+import dataclasses
 import json
 import multiprocessing
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +28,11 @@ from numpy.typing import NDArray
 from ziya_data.tokenizer import Tokenizer
 
 from . import format
+from . import inputs as inputs_module
 from .inputs import Batch, batches, expand
+from .note import Note, identity
 from .progress import Progress
+from .split import VALIDATION, in_validation, split_off
 from .writer import IndexedDatasetWriter
 
 IN_FLIGHT = 3  # batches a worker: one at work, one waiting, one being written
@@ -53,6 +62,17 @@ class BuildReport:
         )
 
 
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes of a build, besides its inputs."""
+
+    tokenizer: Path
+    prompt_until: tuple[str, ...] = ()
+    """A document's prompt is what stands before, and the last of, any of these (`回答:`, `Answer:`)."""
+    validation: float = 0.0
+    """Share of the documents, chosen by a hash of their ids, that goes to `P.validation` instead."""
+
+
 @dataclass(slots=True)
 class Encoded:
     """A batch as tokens."""
@@ -61,40 +81,99 @@ class Encoded:
     """[sum of lengths]"""
     lengths: NDArray[np.int32]
     """[documents]"""
+    prompts: NDArray[np.int32] | None
+    """[documents] tokens of each one's prompt."""
+    validation: NDArray[np.bool_] | None
+    """[documents]"""
     empty: int
     bad: list[str]
     """`file:record: why` of each."""
 
 
 def build(
-    inputs: Sequence[str | Path], prefix: str, tokenizer_path: Path, workers: int = 1, bad_limit: int = 100
+    inputs: Sequence[str | Path],
+    prefix: str,
+    tokenizer_path: Path,
+    workers: int = 1,
+    bad_limit: int = 100,
+    prompt_until: Sequence[str] = (),
+    validation: float = 0.0,
 ) -> BuildReport:
     """Builds the dataset `prefix` from files and folders; each document is the tokens of its text + eos.
 
     workers: processes that tokenize (1: this one). bad_limit: more bad records than this stop the build.
-    Raises ValueError or OSError, leaving no new file under the prefix.
+    prompt_until, validation: see Options. Raises ValueError or OSError, leaving no new file under the prefix but, after
+    an OSError, what a second start goes on from.
     """
     if workers < 1:
         raise ValueError(f"workers={workers} must be 1 or more")
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation={validation} must be a share of the documents, 0 to below 1")
+    if "" in prompt_until:
+        raise ValueError("prompt_until is empty; give the words that end a prompt")
     files = expand(inputs)
     tokenizer = load_tokenizer(tokenizer_path)
     if tokenizer.eos_id < 0:
         raise ValueError(f"tokenizer {tokenizer_path} has no eos piece; documents cannot be told apart without one")
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-    report = BuildReport(files=len(files))
-    progress = Progress(f"index build {Path(prefix).name}")
-    source = (batch for path in files for batch in batches(path))
-    with IndexedDatasetWriter(prefix, tokenizer.vocab_size, tokenizer.fingerprint()) as writer:
-        for encoded in _encode_in_order(source, tokenizer_path, workers):
-            writer.add(encoded.tokens, encoded.lengths)
-            _count(report, encoded, bad_limit, progress)
-            report.documents, report.tokens, report.seconds = writer.documents, writer.tokens, progress.seconds
-            progress.update(str(report))
-        if report.documents == 0:
-            raise ValueError(f"no document in {len(files)} files ({report.empty} empty, {report.bad} bad records)")
+    options = Options(tokenizer_path, tuple(prompt_until), validation)
+    told = [tokenizer.fingerprint(), options.prompt_until, options.validation, inputs_module.BATCH_BYTES]
+    note = Note(Path(f"{prefix}.build.json"), identity(files, told))
+    report, progress = BuildReport(files=len(files)), Progress(f"index build {Path(prefix).name}")
+    if not note.found:
+        note.path.unlink(missing_ok=True)  # of another build: its files are about to be overwritten
+    else:
+        report = BuildReport(**note.found["report"])
+        progress.say(f"{note.path} found: going on after {report.documents:,} documents")
+    prefixes = [prefix, prefix + VALIDATION] if validation else [prefix]
+    with ExitStack() as stack:
+        states = note.found["writers"] if note.found else [None] * len(prefixes)
+        writers = [
+            stack.enter_context(IndexedDatasetWriter(p, tokenizer.vocab_size, tokenizer.fingerprint(), resume=state))
+            for p, state in zip(prefixes, states, strict=True)
+        ]
+        _run(files, options, writers, workers, bad_limit, report, note, progress)
+    note.path.unlink(missing_ok=True)
     report.seconds = progress.seconds
-    progress.finish(str(report))
+    progress.clear()
     return report
+
+
+def _run(
+    files: Sequence[Path],
+    options: Options,
+    writers: Sequence[IndexedDatasetWriter],
+    workers: int,
+    bad_limit: int,
+    report: BuildReport,
+    note: Note,
+    progress: Progress,
+) -> None:
+    done = int(note.found["batches"]) if note.found else 0
+    source = islice((batch for path in files for batch in batches(path)), done, None)
+    try:
+        for encoded in _encode_in_order(source, options, workers):
+            for writer, part in zip(writers, split_off(encoded.validation, encoded), strict=True):
+                writer.add(part.tokens, part.lengths, part.prompts)
+            _count(report, encoded, bad_limit, progress)
+            report.documents = sum(writer.documents for writer in writers)
+            report.tokens = sum(writer.tokens for writer in writers)
+            report.seconds = progress.seconds
+            done += 1
+            note.write_if_due(done, writers, dataclasses.asdict(report))
+            progress.update(str(report))
+    except (OSError, KeyboardInterrupt):
+        if note.exists():
+            progress.say(f"stopped; start the same build again to go on, or delete {note.path} to begin anew")
+            for writer in writers:
+                writer.keep()
+        raise
+    except BaseException:
+        note.path.unlink(missing_ok=True)
+        raise
+    if report.documents == 0:
+        note.path.unlink(missing_ok=True)
+        raise ValueError(f"no document in {len(files)} files ({report.empty} empty, {report.bad} bad records)")
 
 
 def _count(report: BuildReport, encoded: Encoded, bad_limit: int, progress: Progress) -> None:
@@ -110,10 +189,10 @@ def _count(report: BuildReport, encoded: Encoded, bad_limit: int, progress: Prog
         )
 
 
-def _encode_in_order(source: Iterator[Batch], tokenizer_path: Path, workers: int) -> Iterator[Encoded]:
+def _encode_in_order(source: Iterator[Batch], options: Options, workers: int) -> Iterator[Encoded]:
     if workers == 1:
         for batch in source:
-            yield encode(batch, tokenizer_path)
+            yield encode(batch, options)
         return
     # spawn: a forked child of a process that has threads may hang.
     context = multiprocessing.get_context("spawn")
@@ -121,7 +200,7 @@ def _encode_in_order(source: Iterator[Batch], tokenizer_path: Path, workers: int
         waiting: deque[Future[Encoded]] = deque()
         try:
             for batch in source:
-                waiting.append(pool.submit(encode, batch, tokenizer_path))
+                waiting.append(pool.submit(encode, batch, options))
                 if len(waiting) >= workers * IN_FLIGHT:
                     yield waiting.popleft().result()
             while waiting:
@@ -136,11 +215,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return Tokenizer.load(path)
 
 
-def encode(batch: Batch, tokenizer_path: Path) -> Encoded:
+def encode(batch: Batch, options: Options) -> Encoded:
     """Tokens of a batch's texts, eos after each; what cannot be read is counted, not raised."""
-    tokenizer = load_tokenizer(tokenizer_path)
+    tokenizer = load_tokenizer(options.tokenizer)
     flat: list[int] = []
     lengths: list[int] = []
+    prompts: list[int] = []
     bad: list[str] = []
     empty = 0
     for number, record in enumerate(batch.records, start=batch.first):
@@ -159,12 +239,29 @@ def encode(batch: Batch, tokenizer_path: Path) -> Encoded:
         flat += ids
         flat.append(tokenizer.eos_id)
         lengths.append(len(ids) + 1)
+        if options.prompt_until:
+            prompts.append(prompt_tokens(text, ids, options.prompt_until, tokenizer))
     dtype = format.dtype_for(tokenizer.vocab_size)
     # Through int64, so that an id too large for the dtype reaches the writer's check as it is.
     tokens = np.array(flat, np.int64)
     if tokens.size and int(tokens.max()) < tokenizer.vocab_size:
         tokens = tokens.astype(dtype)
-    return Encoded(tokens, np.array(lengths, np.int32), empty, bad)
+    sizes = np.array(lengths, np.int32)
+    hidden = np.array(prompts, np.int32) if options.prompt_until else None
+    chosen = in_validation(tokens, sizes, options.validation) if options.validation else None
+    return Encoded(tokens, sizes, hidden, chosen, empty, bad)
+
+
+def prompt_tokens(text: str, ids: Sequence[int], ends: Sequence[str], tokenizer: Tokenizer) -> int:
+    """How many of a text's first ids lie whole in its prompt; 0 if none of `ends` is in it."""
+    end = max((text.rfind(words) + len(words) if words in text else 0) for words in ends)
+    if not end:
+        return 0
+    prompt = tokenizer.encode(text[:end])
+    same = 0
+    while same < min(len(prompt), len(ids)) and prompt[same] == ids[same]:
+        same += 1
+    return same  # an id that reaches over the end is another one without its rest
 
 
 def _text_of(record: bytes | str | None) -> str | None:

@@ -1,7 +1,10 @@
 """`ziya index ...`: each function takes the arguments after its name and returns the exit code."""
 
 import argparse
+import dataclasses
+import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +36,23 @@ def build(argv: list[str]) -> int:
     parser.add_argument("--output", required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx, .meta.json")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="tokenizing processes (default 1)")
     parser.add_argument("--bad-limit", type=int, default=100, metavar="N", help="bad records allowed (default 100)")
+    parser.add_argument(
+        "--prompt-until", nargs="+", default=[], metavar="WORDS", help="a prompt ends with the last of these words"
+    )
+    parser.add_argument(
+        "--validation", type=float, default=0.0, metavar="SHARE", help="so much, by hash, goes to PREFIX.validation"
+    )
     given = parser.parse_args(argv)
-    report = build_dataset(given.input, given.output, given.tokenizer, given.workers, given.bad_limit)
-    print(f"{given.output}.bin, .idx, .meta.json: {report}")
+    if given.output.endswith("/") or Path(given.output).is_dir():
+        folder = Path(given.output)
+        raise ValueError(
+            f"--output {given.output} is a folder; give a prefix such as {folder / (folder.name or 'data')}"
+        )
+    replaced = "replaced " if Path(f"{given.output}.idx").exists() else ""
+    report = build_dataset(
+        given.input, given.output, given.tokenizer, given.workers, given.bad_limit, given.prompt_until, given.validation
+    )
+    print(f"{replaced}{given.output}.bin, .idx, .meta.json: {report}")
     return 0
 
 
@@ -89,7 +106,12 @@ def verify(argv: list[str]) -> int:
     """Structure, checksums and ids of datasets; 1 if anything is wrong."""
     from .verify import problems
 
-    parser = _parser("verify", "Read every byte of indexed datasets and tell what is wrong.", "runs/index/stage1")
+    parser = _parser(
+        "verify",
+        "Read every byte of indexed datasets and tell what is wrong.\n"
+        "Exit code 0: all is right; 1: something is wrong; 2: a dataset could not be read at all.",
+        "runs/index/stage1",
+    )
     parser.add_argument("prefix", nargs="+", help="PREFIX of a dataset, or its .idx")
     parser.add_argument("--vocabulary", type=int, metavar="N", help="ids must be below N (default: the side-car's)")
     given = parser.parse_args(argv)
@@ -105,3 +127,104 @@ def verify(argv: list[str]) -> int:
             proof = "structure, checksums and ids" if dataset.meta else "structure and ids (no side-car: no checksums)"
             print(f"{dataset.prefix}: {proof} of {dataset.tokens:,} tokens in {len(dataset):,} documents are right")
     return 1 if wrong else 0
+
+
+def merge(argv: list[str]) -> int:
+    """Several datasets into one, and a validation part out of them."""
+    from .merge import merge as merge_datasets
+
+    parser = _parser(
+        "merge",
+        "Join indexed datasets, ours or Megatron's, in order; with --validation, split by a hash of the document.",
+        "runs/index/a runs/index/b --output runs/index/all --validation 0.001",
+    )
+    parser.add_argument("prefix", nargs="+", help="PREFIX of a dataset, or its .idx")
+    parser.add_argument("--output", required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx, .meta.json")
+    parser.add_argument("--vocabulary", type=int, default=0, metavar="N", help="ids are below N (default: side-cars')")
+    parser.add_argument(
+        "--validation", type=float, default=0.0, metavar="SHARE", help="so much, by hash, goes to PREFIX.validation"
+    )
+    given = parser.parse_args(argv)
+    documents, tokens = merge_datasets(given.prefix, given.output, given.vocabulary, given.validation)
+    print(f"{given.output}.bin, .idx, .meta.json: {documents:,} documents, {tokens:,} tokens")
+    return 0
+
+
+def stats(argv: list[str]) -> int:
+    """Lengths of documents and the most frequent ids."""
+    from .stats import stats as stats_of
+
+    parser = _parser("stats", "Print how long documents are and which ids are frequent.", "runs/index/stage1")
+    parser.add_argument("prefix", help="PREFIX of a dataset, or its .idx")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="print the pieces of the ids")
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="so many ids (default 20)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(argv)
+    found = stats_of(format.prefix_of(given.prefix), given.top)
+    if given.json:
+        print(json.dumps(dataclasses.asdict(found)))
+        return 0
+    print(f"{found.documents:,} documents ({found.empty:,} empty), {found.tokens:,} tokens, longest {found.longest:,}")
+    print(f"{'up to tokens':>12} {'documents':>12} {'share':>6} {'their tokens':>15} {'share':>6}")
+    for size, documents, tokens in found.histogram:
+        of_documents, of_tokens = documents / found.documents, tokens / max(found.tokens, 1)
+        print(f"{size:>12,} {documents:>12,} {of_documents:>6.1%} {tokens:>15,} {of_tokens:>6.1%}")
+    print(f"{found.used:,} different ids; the most frequent:")
+    for token, count in found.ids:
+        piece = f"  {_text([token], given.tokenizer)!r}" if given.tokenizer else ""
+        print(f"{token:>12} {count:>12,} {count / found.tokens:>6.2%}{piece}")
+    return 0
+
+
+def trace(argv: list[str]) -> int:
+    """Which documents were in a step."""
+    from .trace import trace as trace_step
+
+    parser = _parser("trace", "Print which documents were in step N of a run.", "runs/demo/stage1 --step 20")
+    parser.add_argument("run", type=Path, help="run directory, or a recipe")
+    parser.add_argument("--step", type=int, required=True, metavar="N", help="from 1, as metrics.jsonl counts")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="print the beginning of each text")
+    parser.add_argument("--json", action="store_true", help="print JSON, a line a row")
+    given = parser.parse_args(argv)
+    datasets: dict[str, IndexedDataset] = {}
+    for row, origins in enumerate(trace_step(given.run, given.step)):
+        if given.json:
+            print(json.dumps({"row": row, "documents": [dataclasses.asdict(origin) for origin in origins]}))
+            continue
+        for origin in origins:
+            text = ""
+            if given.tokenizer:
+                dataset = datasets.setdefault(origin.path, IndexedDataset(origin.path))
+                ids = dataset[origin.document][origin.first : origin.first + min(origin.tokens, 24)].tolist()
+                text = f"  {_text(ids, given.tokenizer)!r}"
+            tokens = f"tokens {origin.first} to {origin.first + origin.tokens - 1}"
+            print(f"row {row}  {origin.source}  {origin.path} document {origin.document}, {tokens}{text}")
+    return 0
+
+
+def prepare(argv: list[str]) -> int:
+    """Builds every index a run will need, before it is started."""
+    from .trace import load
+
+    parser = _parser(
+        "prepare",
+        "Check the datasets of a recipe and build the indexes its run needs, before any GPU waits for them.",
+        "examples/demo/stage1.toml --cache runs/index/cache",
+    )
+    parser.add_argument("recipe", type=Path, help="a recipe, or a run directory")
+    parser.add_argument("--cache", default="", metavar="DIR", help="folder of the indexes (default: data.cache)")
+    given = parser.parse_args(argv)
+    plan, _ = load(given.recipe)
+    folder = given.cache or plan.cache
+    if not folder:
+        raise ValueError("no folder for the indexes; give --cache, or data.cache in the recipe")
+    begin = time.monotonic()
+    mix = plan.mix(folder)
+    built = list(mix.prepare())
+    for source in mix.sources:
+        epochs = [epoch for name, epoch in built if name == source.name]
+        passes = f"epochs {min(epochs)} to {max(epochs)}" if epochs else "nothing"
+        print(f"{source.name}: {mix.counts(len(mix))[source.name]:,} samples, {passes}")
+    size = sum(path.stat().st_size for path in Path(folder).glob("*.index"))
+    print(f"{folder}: indexes of {size / 2**20:.1f} MiB in all, after {time.monotonic() - begin:.1f} s")
+    return 0

@@ -17,6 +17,8 @@
 Our writer makes every document one sequence, so N = D and the document index is 0..N.
 
 `P.meta.json` (ours; Megatron ignores it): see Meta.
+
+`P.prompts` (ours; only where prompts are marked): the tokens of each document's prompt, i32 [D].
 """
 
 import dataclasses
@@ -56,9 +58,14 @@ class Meta:
     """zlib's CRC-32 of each CHECKSUM_BYTES of the .bin, 8 hex digits."""
     idx_crc32: tuple[str, ...]
     version: int = META_VERSION
+    prompts_crc32: str = ""
+    """Of the whole `.prompts`; `""` where there is none."""
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        given = dataclasses.asdict(self)
+        if not self.prompts_crc32:
+            del given["prompts_crc32"]  # older programs know no such key
+        return json.dumps(given, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> "Meta":
@@ -72,8 +79,8 @@ class Meta:
             raise ValueError(f"{path} is not the side-car of a dataset; delete it or build the dataset again")
         if given["version"] > META_VERSION:
             raise ValueError(f"{path} has version {given['version']}, newer than {META_VERSION}; update megatron-ziya")
-        if set(given) != names:
-            wrong = ", ".join(sorted(set(given) ^ names))
+        if set(given) | {"prompts_crc32"} != names:
+            wrong = ", ".join(sorted((set(given) | {"prompts_crc32"}) ^ names))
             raise ValueError(f"{path} has missing or unknown keys ({wrong}); build the dataset again")
         given["bin_crc32"], given["idx_crc32"] = tuple(given["bin_crc32"]), tuple(given["idx_crc32"])
         return cls(**given)
@@ -87,6 +94,11 @@ def prefix_of(path: str | os.PathLike[str]) -> str:
 def files(prefix: str) -> tuple[Path, Path, Path]:
     """(.bin, .idx, .meta.json) of a prefix."""
     return Path(f"{prefix}.bin"), Path(f"{prefix}.idx"), Path(f"{prefix}.meta.json")
+
+
+def prompts_file(prefix: str) -> Path:
+    """The `.prompts` of a prefix."""
+    return Path(f"{prefix}.prompts")
 
 
 def dtype_for(vocabulary_size: int) -> type[np.integer]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ziya_data import _indexed
 
+from .cache import Cache
 from .samples import EPOCHS_KEPT
 
 
@@ -25,17 +26,34 @@ class PackedSamples:
     order of its own. Raises ValueError if no document has two tokens.
     """
 
-    def __init__(self, corpus: _indexed.Corpus, sequence_length: int, key: int) -> None:
+    def __init__(self, corpus: _indexed.Corpus, sequence_length: int, key: int, cache: Cache | None = None) -> None:
         self._corpus = corpus
         self._length = sequence_length
         self._key = key
-        self._epoch = lru_cache(maxsize=EPOCHS_KEPT)(self._pack)
+        self._cache = cache
+        self._epoch = lru_cache(maxsize=EPOCHS_KEPT)(self.build_index)
         self._rows = len(self._epoch(0)[1]) - 1
         if self._rows == 0:
             raise ValueError("it holds no document of two tokens or more; give it documents or leave it out")
 
-    def _pack(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return self._corpus.pack(self._key, epoch, self._length)
+    def build_index(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pieces [P, 3] and rows [R + 1] of an epoch: row r is made of pieces[rows[r]:rows[r + 1]]."""
+
+        def build() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            return self._corpus.pack(self._key, epoch, self._length)
+
+        if self._cache is None:
+            return build()
+        pieces, rows = self._cache.arrays(f"pack-{self._key:016x}-{epoch}-{self._length}", build)
+        return pieces, rows
+
+    def epoch_of(self, number: int) -> int:
+        return number // self._rows
+
+    def tokens_a_sample(self) -> float:
+        """Mean; padding is none."""
+        pieces, _ = self._epoch(0)
+        return float(pieces[:, 2].sum()) / self._rows
 
     def pieces(self, number: int) -> NDArray[np.int64]:
         """[P, 3] (document, first token, tokens): what row `number` is made of, at most S + 1 tokens in all."""

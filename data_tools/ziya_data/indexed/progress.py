@@ -23,8 +23,10 @@ class Progress:
             self._shown = time.monotonic()
             self._write(state, "\r" if self._terminal else "\n")
 
-    def finish(self, state: str) -> None:
-        self._write(state, "\n")
+    def clear(self) -> None:
+        """Takes the line away, for whoever called tells the result."""
+        if self._terminal:
+            print("\033[K", end="", file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         """A line of its own, now."""

@@ -1,7 +1,9 @@
 """IndexedDataset: `P.bin`, `P.idx` -> read-only views of documents over a memory map."""
 
+import hashlib
 import mmap
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +22,13 @@ class IndexedDataset:
     outlive the dataset object. The structure (header, lengths, pointers, document index, size of the `.bin`, counts
     of the side-car) is checked here, once; the tokens themselves are not read (`ziya index verify` does).
 
+    check_reads: compare each 16 MiB of tokens with its checksum when it is first read, so that a flipped bit or a
+    lost block of the disk stops the run; costs one pass over what is read.
+
     Raises FileNotFoundError, or ValueError in one line that names the file and what to do.
     """
 
-    def __init__(self, prefix: str | os.PathLike[str]) -> None:
+    def __init__(self, prefix: str | os.PathLike[str], check_reads: bool = False) -> None:
         self.prefix = format.prefix_of(prefix)
         bin_path, idx_path, meta_path = format.files(self.prefix)
         for path, other in ((idx_path, bin_path), (bin_path, idx_path)):
@@ -47,7 +52,12 @@ class IndexedDataset:
         self._starts = self._pointers.view("<i8")
         self._first_sequence = self._documents.view("<i8")
         self.sequences = sequences
+        self._one_to_one = np.array_equal(self._first_sequence, np.arange(sequences + 1))  # as our writer makes them
         self.meta = self._read_meta(meta_path)
+        self.prompts = self._read_prompts()
+        if check_reads and self.meta is None:
+            raise ValueError(f"{meta_path} not found: without checksums no read can be checked; turn check_reads off")
+        self._unchecked = set(range(len(self.meta.bin_crc32))) if check_reads and self.meta else set()
 
     def _read_meta(self, path: Path) -> format.Meta | None:
         """The side-car, or None where there is none (Megatron's data)."""
@@ -63,6 +73,54 @@ class IndexedDataset:
                 raise ValueError(f"{path} is of another dataset: {name} {told} there, {held} here; delete it")
         return meta
 
+    def _read_prompts(self) -> NDArray[np.int32] | None:
+        """[documents] tokens of each one's prompt, or None where no prompts are marked."""
+        path = format.prompts_file(self.prefix)
+        if self.meta is None or not self.meta.prompts_crc32:
+            return None
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} not found, although the side-car tells of it; build the dataset again")
+        data = _map(path)
+        crc = f"{zlib.crc32(data.data):08x}"
+        if data.size != 4 * len(self) or crc != self.meta.prompts_crc32:
+            raise ValueError(f"{path} is of another dataset or damaged (CRC-32 {crc}); build the dataset again")
+        return data.view("<i4")
+
+    def check_document(self, document: int) -> None:
+        """With check_reads: compares the checksums under a document that have not been compared yet.
+
+        Raises ValueError with the place that is damaged.
+        """
+        if not self._unchecked:
+            return
+        item, chunk_bytes = self.dtype.itemsize, format.CHECKSUM_BYTES
+        first = self.begin(document) * item // chunk_bytes
+        for chunk in range(first, -(-self.begin(document + 1) * item // chunk_bytes)):
+            if chunk not in self._unchecked:
+                continue
+            assert self.meta is not None
+            begin = chunk * chunk_bytes
+            crc = f"{zlib.crc32(self.tokens_bytes[begin : begin + chunk_bytes].data):08x}"
+            if crc != self.meta.bin_crc32[chunk]:
+                raise ValueError(
+                    f"{self.prefix}.bin is damaged: bytes from {begin} (at most {chunk_bytes}) have CRC-32 {crc}, the "
+                    f"side-car says {self.meta.bin_crc32[chunk]}; copy or build it again"
+                )
+            self._unchecked.discard(chunk)
+
+    def structure_fingerprint(self) -> str:
+        """A hash of where every document begins and ends, of the `.idx` itself: 0.4 s for 10^8 documents."""
+        digest = hashlib.blake2b(f"{self.code} {self.sequences}".encode(), digest_size=16)
+        digest.update(self._lengths.data)
+        if not self._one_to_one:
+            digest.update(self._documents.data)
+        return digest.hexdigest()
+
+    def content_fingerprint(self) -> str:
+        """A hash of the data as far as it can be told without reading it all: structure, and checksums if known."""
+        known = (self.meta.bin_crc32, self.meta.prompts_crc32) if self.meta else ()
+        return f"{self.structure_fingerprint()} {known}"
+
     @property
     def tokens(self) -> int:
         """Of all documents together."""
@@ -72,7 +130,8 @@ class IndexedDataset:
         """Documents."""
         return int(self._first_sequence.size) - 1
 
-    def _begin(self, document: int) -> int:
+    def begin(self, document: int) -> int:
+        """Token of the `.bin` at which a document begins."""
         sequence = int(self._first_sequence[document])
         if sequence == self.sequences:
             return int(self._tokens.size)
@@ -82,19 +141,36 @@ class IndexedDataset:
         """[tokens of the document], read-only. Raises IndexError outside 0..len - 1."""
         if not 0 <= document < len(self):
             raise IndexError(f"document {document} of {self.prefix}: it has documents 0 to {len(self) - 1}")
-        return self._tokens[self._begin(document) : self._begin(document + 1)]
+        self.check_document(document)
+        return self._tokens[self.begin(document) : self.begin(document + 1)]
 
     def __iter__(self) -> Iterator[NDArray[np.integer]]:
         return (self[document] for document in range(len(self)))
 
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each document, [documents] (a new array: 8 bytes a document)."""
-        ends = np.append(self._starts // self.dtype.itemsize, self._tokens.size)
-        return np.diff(ends[self._first_sequence])
+    def lengths(self, first: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        """Tokens of each document from `first` to below `stop`, [documents] (a new array: 8 bytes a document)."""
+        sequences = self._first_sequence[first : (len(self) if stop is None else stop) + 1]
+        if self._one_to_one:
+            return self._lengths.view("<i4")[sequences[0] : sequences[-1]].astype(np.int64)
+        low = int(sequences[0])
+        ends = np.append(self._starts[low : int(sequences[-1]) + 1] // self.dtype.itemsize, self._tokens.size)
+        return np.diff(ends[sequences - low])
 
-    def file_tuple(self) -> "_indexed.FileTuple":
-        """What `_indexed.Corpus` takes."""
-        return (self.tokens_bytes, self._lengths, self._pointers, self._documents, self.code, self.dtype.itemsize)
+    def between(self, first: int, stop: int) -> NDArray[np.integer]:
+        """The tokens of documents `first` to below `stop` in a row, read-only."""
+        return self._tokens[self.begin(first) : self.begin(stop)]
+
+    def document_at(self, token: int) -> int:
+        """The first document that begins at this token of the `.bin` or behind it; len(self) if there is none."""
+        sequence = int(np.searchsorted(self._starts, token * self.dtype.itemsize))
+        return min(int(np.searchsorted(self._first_sequence, sequence)), len(self))
+
+    def file_tuple(self, as_sequences: bool = False) -> "_indexed.FileTuple":
+        """What `_indexed.Corpus` takes; `as_sequences` makes every sequence a document."""
+        documents = self._documents
+        if as_sequences and not self._one_to_one:
+            documents = np.arange(self.sequences + 1, dtype="<i8").view(np.uint8)
+        return (self.tokens_bytes, self._lengths, self._pointers, documents, self.code, self.dtype.itemsize)
 
 
 def _map(path: Path) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ziya_data import _indexed
 
+from .cache import Cache
 from .reader import IndexedDataset
 
 SHUFFLE_VERSION = 1  # changes whenever the same seed would give another order
@@ -30,9 +31,9 @@ def source_key(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def corpus_of(datasets: Sequence[IndexedDataset]) -> _indexed.Corpus:
-    """The documents of several datasets, numbered on through them."""
-    return _indexed.Corpus([dataset.file_tuple() for dataset in datasets])
+def corpus_of(datasets: Sequence[IndexedDataset], as_sequences: bool = False) -> _indexed.Corpus:
+    """The documents of several datasets, numbered on through them; or their sequences, as Megatron numbers them."""
+    return _indexed.Corpus([dataset.file_tuple(as_sequences) for dataset in datasets])
 
 
 class StreamSamples:
@@ -41,20 +42,34 @@ class StreamSamples:
     Raises ValueError if the source has no token.
     """
 
-    def __init__(self, corpus: _indexed.Corpus, sequence_length: int, key: int) -> None:
+    def __init__(self, corpus: _indexed.Corpus, sequence_length: int, key: int, cache: Cache | None = None) -> None:
         if corpus.tokens == 0:
             raise ValueError("it holds no token; give it documents or leave it out")
         self._corpus = corpus
         self._length = sequence_length
         self._key = key
-        self._index = lru_cache(maxsize=EPOCHS_KEPT)(self._build_index)
+        self._cache = cache
+        self._index = lru_cache(maxsize=EPOCHS_KEPT)(self.build_index)
 
-    def _build_index(self, epoch: int) -> NDArray[np.int64]:
-        return self._corpus.sample_index(self._key, epoch, self._length)
+    def build_index(self, epoch: int) -> NDArray[np.int64]:
+        """[samples that start in this epoch, 2]: rank in its document order, offset in that document."""
+
+        def build() -> tuple[NDArray[np.int64]]:
+            return (self._corpus.sample_index(self._key, epoch, self._length),)
+
+        if self._cache is None:
+            return build()[0]
+        return self._cache.arrays(f"stream-{self._key:016x}-{epoch}-{self._length}", build)[0]
+
+    def epoch_of(self, number: int) -> int:
+        return number * self._length // self._corpus.tokens
+
+    def tokens_a_sample(self) -> float:
+        return float(self._length)
 
     def pieces(self, number: int) -> NDArray[np.int64]:
         """[P, 3] (document, first token, tokens): what sample `number` is made of, S + 1 tokens in all."""
-        epoch = number * self._length // self._corpus.tokens
+        epoch = self.epoch_of(number)
         first = -(-epoch * self._corpus.tokens // self._length)  # the first sample that starts in this epoch
         index = self._index(epoch)
         slot = _indexed.permute_one(self._key, epoch, _indexed.SAMPLES, len(index), number - first)

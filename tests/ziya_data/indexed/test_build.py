@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import sentencepiece
 import zstandard
 
-from ziya_data.indexed import inputs
+from ziya_data.indexed import inputs, note
 from ziya_data.indexed.build import BuildReport, build
 from ziya_data.indexed.reader import IndexedDataset
 
@@ -122,3 +124,126 @@ def test_a_report_reads_as_a_line() -> None:
     assert str(report) == (
         "1,000 documents, 50,000 tokens from 2 files in 2.0 s (25,000 tokens/s); 0 empty and 3 bad records left out"
     )
+
+
+OPTIONS = {"prompt_until": ["dog.", "："], "validation": 0.3}
+KILLED = """
+import sys
+from ziya_data.indexed import build, inputs, note
+inputs.BATCH_BYTES, note.NOTE_SECONDS = 2000, 0.0
+count, dies = 0, int(sys.argv[1])
+whole = build.encode
+def dying(*arguments):
+    global count
+    count += 1
+    if count > dies:
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*arguments)
+build.encode = dying
+build.build([sys.argv[2]], sys.argv[3], build.Path(sys.argv[4]), **eval(sys.argv[5]))
+"""
+
+
+def killed(after: int, jsonl: Path, prefix: Path, tokenizer: Path) -> int:
+    arguments = [str(after), str(jsonl), str(prefix), str(tokenizer), repr(OPTIONS)]
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    return subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True).returncode
+
+
+def test_a_killed_build_goes_on_and_ends_with_the_same_bytes(
+    tmp_path: Path,
+    tokenizer_folder: Path,
+    jsonl: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(inputs, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(note, "NOTE_SECONDS", 0.0)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    build([jsonl], str(tmp_path / "whole" / "a"), tokenizer_folder, **OPTIONS)
+    for after in (3, 5):  # killed twice
+        assert killed(after, jsonl, tmp_path / "cut" / "a", tokenizer_folder) == -9
+    assert not (tmp_path / "cut" / "a.idx").exists()
+    with (tmp_path / "cut" / "a.bin.tmp").open("ab") as file:
+        file.write(b"written, but not noted")
+    report = build([jsonl], str(tmp_path / "cut" / "a"), tokenizer_folder, workers=2, **OPTIONS)
+    assert "going on after" in capsys.readouterr().err
+    assert report.documents == 200
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert names == {path.name for path in (tmp_path / "cut").iterdir()}
+    assert len(names) == 8
+    for name in names:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_another_build_does_not_go_on(
+    tmp_path: Path, tokenizer_folder: Path, jsonl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "BATCH_BYTES", 2000)
+    assert killed(3, jsonl, tmp_path / "a", tokenizer_folder) == -9
+    assert json.loads((tmp_path / "a.build.json").read_bytes())["batches"] > 1
+    build([jsonl], str(tmp_path / "a"), tokenizer_folder)  # other options
+    build([jsonl], str(tmp_path / "b"), tokenizer_folder)
+    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
+    assert not (tmp_path / "a.build.json").exists()
+
+
+def test_a_full_disk_half_way_leaves_what_a_second_start_needs(
+    tmp_path: Path,
+    tokenizer_folder: Path,
+    jsonl: Path,
+    expected: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(inputs, "BATCH_BYTES", 2000)
+    program = """
+import resource, signal, sys
+from ziya_data.indexed import build, inputs, note
+inputs.BATCH_BYTES, note.NOTE_SECONDS = 2000, 0.0
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
+try:
+    build.build([sys.argv[1]], sys.argv[2], build.Path(sys.argv[3]))
+except OSError as error:
+    print("one line:", error)
+"""
+    prefix = tmp_path / "out" / "a"
+    arguments = [sys.executable, "-c", program, str(jsonl), str(prefix), str(tokenizer_folder)]
+    done = subprocess.run(arguments, env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True)
+    assert "one line: " in done.stdout, done.stderr
+    assert "start the same build again to go on" in done.stderr
+    assert not prefix.with_name("a.idx").exists()
+    build([jsonl], str(prefix), tokenizer_folder)
+    assert "going on after" in capsys.readouterr().err
+    assert documents_of(str(prefix)) == expected
+    assert not list(prefix.parent.glob("*.tmp"))
+
+
+def test_prompts_end_with_the_last_of_the_words(tmp_path: Path, tokenizer_folder: Path) -> None:
+    texts = ["问题:处处 回答:春眠", "Question: the Answer: fox Answer: dog", "no words of that kind"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    build([path], str(tmp_path / "a"), tokenizer_folder, prompt_until=["回答:", "Answer:"])
+    processor = sentencepiece.SentencePieceProcessor(str(tokenizer_folder / "tokenizer.model"))
+    dataset = IndexedDataset(tmp_path / "a")
+    assert dataset.prompts is not None
+    for document, count, prompt in zip(
+        dataset, dataset.prompts.tolist(), ["问题:处处 回答:", texts[1][:33], ""], strict=True
+    ):
+        assert processor.decode(document[:count].tolist()) == prompt
+    build([path], str(tmp_path / "a"), tokenizer_folder)
+    assert IndexedDataset(tmp_path / "a").prompts is None
+    assert not (tmp_path / "a.prompts").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"validation": 1.0}, "validation=1"), ({"prompt_until": [""]}, "empty")]
+)
+def test_bad_options_are_refused(
+    tmp_path: Path, tokenizer_folder: Path, jsonl: Path, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        build([jsonl], str(tmp_path / "a"), tokenizer_folder, **options)  # type: ignore[arg-type]

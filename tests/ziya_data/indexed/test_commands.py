@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,39 @@ def test_build_show_verify(
     assert capsys.readouterr().out[:4] == texts[7][:4]
     assert commands.verify([prefix]) == 0
     assert "structure, checksums and ids" in capsys.readouterr().out
+
+
+def test_build_tells_its_result_once_and_what_it_replaced(
+    tmp_path: Path, tokenizer_folder: Path, jsonl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = str(tmp_path / "a")
+    words = ["--tokenizer", str(tokenizer_folder), "--input", str(jsonl), "--output", prefix]
+    for begin in (prefix, f"replaced {prefix}"):
+        assert commands.build(words) == 0
+        told = capsys.readouterr()
+        assert (told.out + told.err).count("200 documents") == 1
+        assert told.out.startswith(f"{begin}.bin, .idx, .meta.json: 200 documents")
+        assert len(told.out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("name", "exists"), [("data", True), ("data/", True), ("new/", False)])
+def test_build_refuses_a_folder_as_output(
+    name: str, exists: bool, tmp_path: Path, tokenizer_folder: Path, jsonl: Path
+) -> None:
+    if exists:
+        (tmp_path / "data").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    words = ["--tokenizer", str(tokenizer_folder), "--input", str(jsonl), "--output", f"{tmp_path}/{name}"]
+    plain = name.rstrip("/")
+    with pytest.raises(ValueError, match=f"{name} is a folder; give a prefix such as {tmp_path}/{plain}/{plain}$"):
+        commands.build(words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_of_verify_tells_its_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        commands.verify(["--help"])
+    assert "1: something is wrong" in capsys.readouterr().out
 
 
 def test_show_gives_the_ids_of_a_document(write: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +81,43 @@ def test_verify_tells_and_exits_with_1(write: Callable[..., str], capsys: pytest
     assert "data: structure, checksums and ids of 2 tokens in 1 documents are right" in output.out
 
 
-@pytest.mark.parametrize("command", [commands.build, commands.show, commands.verify])
+def test_merge_stats_prepare_trace(
+    tmp_path: Path, tokenizer_folder: Path, jsonl: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, both = str(tmp_path / "one"), str(tmp_path / "both")
+    marked = ["--prompt-until", "dog.", "--validation", "0.1"]
+    assert commands.build(["--tokenizer", str(tokenizer_folder), "--input", str(jsonl), "--output", one, *marked]) == 0
+    assert commands.merge([one, f"{one}.validation", "--output", both]) == 0
+    assert "200 documents" in capsys.readouterr().out
+    assert commands.stats([both, "--tokenizer", str(tokenizer_folder), "--top", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("200 documents (0 empty), ")
+    assert len(shown.split("the most frequent:\n")[1].splitlines()) == 3
+    assert commands.stats([both, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 200
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        "[run]\nsteps = 30\n[data]\nsequence_length = 32\nglobal_batch_size = 2\n"
+        f'[[data.sources]]\nname = "a"\npaths = "{both}"\n'
+        f'[[data.sources]]\nname = "b"\npaths = "{one}"\norder = "megatron"\nprompt_loss = false\n'
+    )
+    with pytest.raises(ValueError, match="no folder for the indexes"):
+        commands.prepare([str(recipe)])
+    assert commands.prepare([str(recipe), "--cache", str(tmp_path / "cache")]) == 0
+    assert "a: 30 samples, epochs 0 to 0\nb: 30 samples, epochs 0 to 0\n" in capsys.readouterr().out
+    assert len(list((tmp_path / "cache").glob("*.index"))) == 2
+    assert commands.trace([str(recipe), "--step", "3", "--tokenizer", str(tokenizer_folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split("  ")[0] for line in lines} == {"row 0", "row 1"}
+    assert commands.trace([str(recipe), "--step", "3", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sum(len(row["documents"]) for row in rows) == len(lines)
+
+
+COMMANDS = [getattr(commands, n) for n in ("build", "show", "verify", "merge", "stats", "prepare", "trace")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command(["--help"])

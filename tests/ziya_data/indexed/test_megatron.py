@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ziya_data.indexed.mix import Mix, Source
 from ziya_data.indexed.reader import IndexedDataset
 from ziya_data.indexed.writer import IndexedDatasetWriter
 
@@ -54,3 +55,48 @@ def test_their_documents_of_several_sequences(
         builder.add_document(torch.tensor(tokens, dtype=torch.int64), [len(sequence) for sequence in document])
     builder.finalize(str(folder / "a.idx"))
     assert [document.tolist() for document in IndexedDataset(folder / "a")] == whole
+
+
+@pytest.mark.parametrize(("length", "samples"), [(1, 40), (16, 10), (16, 200), (64, 130), (100, 61), (5000, 3)])
+@pytest.mark.parametrize("seed", [0, 1234, 2**32 - 1])
+def test_the_order_of_samples_is_theirs_to_the_bit(tmp_path: Path, length: int, samples: int, seed: int) -> None:
+    gpt = pytest.importorskip("megatron.core.datasets.gpt_dataset")
+    utils = pytest.importorskip("megatron.core.datasets.utils")
+    rng = np.random.default_rng(samples)
+    lengths = rng.integers(0, 60, 50)
+    builder = megatron.IndexedDatasetBuilder(str(tmp_path / "a.bin"), dtype=np.uint16)
+    for count in lengths:
+        parts = [count // 2, count - count // 2] if count % 5 == 0 else [count]  # some documents of two sequences
+        builder.add_document(torch.tensor(rng.integers(0, 60_000, count)), [int(part) for part in parts])
+    builder.finalize(str(tmp_path / "a.idx"))
+
+    class Tokenizer:
+        vocab_size, eod, pad = 60_000, 0, 1
+
+        @property
+        def unique_identifiers(self) -> dict[str, str]:
+            return {}
+
+    config = gpt.GPTDatasetConfig(
+        random_seed=seed,
+        sequence_length=length,
+        blend=([str(tmp_path / "a")], None),
+        split="1,0,0",
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+        tokenizer=Tokenizer(),
+    )
+    low = megatron.IndexedDataset(str(tmp_path / "a"))
+    everything = np.arange(low.sequence_lengths.size, dtype=np.int32)
+    theirs = gpt.GPTDataset(low, str(tmp_path / "a"), everything, samples, utils.Split.train, config)
+    mix = Mix([Source("a", (str(tmp_path / "a"),), order="megatron")], length, samples, seed, 0)
+    ours = mix._numbered[0]
+    for name in ("document_index", "sample_index", "shuffle_index"):
+        mine, other = getattr(ours, name), np.asarray(getattr(theirs, name))
+        assert (mine.dtype, mine.tolist()) == (other.dtype, other.tolist())
+    for i in range(samples):
+        item = theirs[i]
+        assert mix[i].tokens[:-1].tolist() == item["tokens"].tolist()
+        assert mix[i].tokens[1:].tolist() == item["labels"].tolist()

@@ -8,5 +8,6 @@ evaluate.py                         5. the gate of Table 1
 recipe.py    every knob             read.py      raw files to `Document`s  storage.py   files of documents
 parts.py     the parts on a shard   pipeline.py  the run, resumable        finish.py    formats.py, outputs
 report.py    pictures.py: the page  look.py      inspect and explain       commands.py  the command line
+output.py    what may be overwritten: only what an earlier run wrote
 The inner loops are C++: ../../csrc/factory*.{cpp,h}, module `ziya_data._factory`.
 """

@@ -14,7 +14,10 @@ def parser(name: str, what: str, example: str) -> argparse.ArgumentParser:
 
 
 def run(argv: list[str]) -> int:
-    """Exit code 1 only when the gate fails and the recipe says evaluate.required = true."""
+    """Exit code 1 only when the gate fails and the recipe says evaluate.required = true.
+
+    Raises ValueError when nothing was kept: whatever comes next in a script has nothing to read.
+    """
     arguments = parser("run", "Clean, score, filter, de-duplicate and check raw text.", "examples/demo/factory.toml")
     arguments.add_argument(
         "recipe", type=Path, help="TOML file; every knob is described in ziya_data/factory/recipe.py"
@@ -27,7 +30,9 @@ def run(argv: list[str]) -> int:
 
     settings = recipe.load(given.recipe)
     report = pipeline.run(settings, given.workers, lambda line: print(line, flush=True))
-    print(pipeline.summary(report))
+    print(pipeline.summary(report), flush=True)
+    if mistake := pipeline.nothing_kept(report):
+        raise ValueError(mistake)
     return int(settings.evaluate.required and not report["evaluate"]["passed"])
 
 
@@ -55,7 +60,7 @@ def train_scorer(argv: list[str]) -> int:
 
 def inspect(argv: list[str]) -> int:
     arguments = parser(
-        "inspect", "Show dropped documents and why.", "runs/demo/factory --dropped rules.symbol_ratio --sample 20"
+        "inspect", "Show dropped documents and why.", "runs/demo/factory --dropped deduplicate.content --sample 3"
     )
     arguments.add_argument("output", type=Path, help="the run's folder")
     arguments.add_argument(
@@ -66,7 +71,10 @@ def inspect(argv: list[str]) -> int:
     given = arguments.parse_args(argv)
     from ziya_data.factory import look
 
-    for record in look.dropped(given.output, given.dropped, given.sample):
+    records = look.dropped(given.output, given.dropped, given.sample)
+    if not records:
+        print("no document was dropped")
+    for record in records:
         print(f"== {record['id']}  [{record['language'] or '-'}]  {record['reason']}  {record.get('why', '')}")
         print(record["text"][: given.characters])
     return 0

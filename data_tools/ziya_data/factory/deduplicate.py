@@ -1,4 +1,4 @@
-"""Part 4: pages seen before, by address, by content, by likeness. The index is kept, so new data meets old data."""
+"""Part 4: pages seen before, by address, by content, by likeness. The index is kept, seen/: new data meets old data."""
 
 import re
 from pathlib import Path
@@ -42,7 +42,7 @@ class Index:
     def load(cls, folder: Path) -> "Index":
         """Raises FileNotFoundError when the folder holds no index."""
         if not (folder / "near.index").is_file():
-            raise FileNotFoundError(f"{folder} holds no index; name the index/ folder of a finished factory run")
+            raise FileNotFoundError(f"{folder} holds no index; name the seen/ folder of a finished factory run")
         ids = (folder / "ids.txt").read_text(encoding="utf-8").splitlines()
         urls, contents = (Bloom.load(str(folder / name)) for name in ("urls.bloom", "contents.bloom"))
         return cls(urls, contents, NearIndex.load(str(folder / "near.index")), ids)

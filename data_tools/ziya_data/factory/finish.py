@@ -13,7 +13,7 @@ import tomli_w
 
 from ziya_data._factory import LanguageModel
 from ziya_data.document import Document
-from ziya_data.factory import score, storage
+from ziya_data.factory import output, score, storage
 from ziya_data.factory.evaluate import chosen, evaluate
 from ziya_data.factory.formats import written
 from ziya_data.factory.parts import STAGES, Bounds, Shard, Tally
@@ -223,7 +223,7 @@ def publish(recipe: Recipe, report: dict[str, Any], out: Path) -> None:
     from ziya_data.factory.report import page  # matplotlib: only needed here, and slow to load
 
     with storage.replacing(out / "recipe.toml") as temporary:
-        temporary.write_text(tomli_w.dumps(plain(recipe)), encoding="utf-8")
+        temporary.write_text(output.HEADER + tomli_w.dumps(plain(recipe)), encoding="utf-8")
     with storage.replacing(out / "report.html") as temporary:
         temporary.write_text(page(report), encoding="utf-8")
     storage.write_json(out / "report.json", report)

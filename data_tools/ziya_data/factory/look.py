@@ -25,7 +25,7 @@ def finished(out: Path) -> Path:
 def dropped(out: Path, reason: str = "", sample: int = 0) -> list[dict[str, Any]]:
     """Dropped documents whose reason is, or begins with, `reason`; `sample` of them drawn by hash, or all with 0.
 
-    Raises ValueError when no document was dropped for it.
+    Raises ValueError when documents were dropped, but none for it.
     """
     found: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
@@ -34,7 +34,7 @@ def dropped(out: Path, reason: str = "", sample: int = 0) -> list[dict[str, Any]
             counts[record["reason"]] += 1
             if record["reason"] == reason or not reason or record["reason"].startswith(reason + "."):
                 found.append(record)
-    if not found:
+    if counts and not found:
         names = ", ".join(f"{name} ({n})" for name, n in counts.most_common(10))
         raise ValueError(f"no document was dropped for {reason!r}; reasons here: {names}")
     if sample:

@@ -3,7 +3,7 @@
     OUT/work/<step>/<shard>.jsonl.zst          documents that came out of a step
                     <shard>.dropped.jsonl.zst  documents that it dropped
                     <shard>.json               its tally, written last: the completion marker
-    OUT/kept, heldout, dropped, index, report.json, report.html, recipe.toml
+    OUT/kept, heldout, dropped, seen, report.json, report.html, recipe.toml
 
 A marker carries a key of all that went into it (settings, input file, code, the step before). A run that finds the
 same key takes the shard as done; anything else is made again. So a killed run goes on, and a changed recipe redoes
@@ -23,7 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ziya_data.factory import finish, parts, score, storage
+from ziya_data.factory import finish, output, parts, score, storage
 from ziya_data.factory.deduplicate import Index
 from ziya_data.factory.parts import Shard, Tally
 from ziya_data.factory.read import shards_of
@@ -36,13 +36,14 @@ def run(recipe: Recipe, workers: int = 1, say: Say = print) -> dict[str, Any]:
     """Runs a recipe, or goes on with it, and returns the report (also OUT/report.json).
 
     The files written are the same whatever `workers` is. Raises ValueError or FileNotFoundError before any work when
-    an input, a scorer or an older index is missing.
+    an input, a scorer or an older index is missing, or when the output folder holds what no run of ours wrote.
     """
     begin = time.perf_counter()
     if workers < 1:
         raise ValueError(f"workers = {workers} must be at least 1")
     out = Path(recipe.run.output)
     shards = [Shard(source, path, n) for source in recipe.source for n, path in enumerate(shards_of(source))]
+    output.check(out, [shard.path for shard in shards])
     models = score.load_models(recipe.score)
     old = [Index.load(Path(folder)) for folder in recipe.deduplicate.against]
     keys = step_keys(recipe, shards)
@@ -51,11 +52,12 @@ def run(recipe: Recipe, workers: int = 1, say: Say = print) -> dict[str, Any]:
         say(f"{out} is finished and nothing changed; remove it to run again")
         report: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         return report
-    work = out / "work"
+    work = output.begin(out)
     prepared = each(partial(prepare, recipe, work), shards, keys["prepare"], work / "prepare", workers, say)
     bounds = bounds_of(recipe, shards, prepared)
     tasks = partial(filter_shard, recipe, bounds, work)
     filtered = each(tasks, shards, keys["filter"], work / "filter", workers, say)
+    done.unlink(missing_ok=True)  # from here on the outputs change: they are no longer what it tells of
     unique, index = unique_shards(recipe, shards, old, keys["unique"], work, out, say)
     total, by_source = totals(shards, prepared, filtered, unique)
     report = finish.finish(recipe, shards, work, out, models, total, by_source, bounds, say)
@@ -71,11 +73,29 @@ def summary(report: dict[str, Any]) -> str:
     """A few lines for the terminal."""
     lines = [
         f"{row['stage']:12} {row['documents']:9,} documents {row['bytes'] / 1e6:9.2f} MB {row['share']:6.2f} %"
+        if row["stage"] != "score" or report["score"]
+        else f"{row['stage']:12} not scored"
         for row in report["totals"]
     ]
     top = ", ".join(f"{reason} {count['documents']:,}" for reason, count in list(report["reasons"].items())[:6])
     return "\n".join(
         [*lines, f"dropped for: {top or 'nothing'}", f"report: {report['recipe']['run']['output']}/report.html"]
+    )
+
+
+def nothing_kept(report: dict[str, Any]) -> str:
+    """One line that says why a run kept no document, by its commonest reason; "" when it kept some."""
+    raw, last = report["totals"][0]["documents"], report["totals"][-1]["documents"]
+    if last:
+        return ""
+    if not raw:
+        return "nothing was kept: the input holds no record; check paths in the recipe"
+    reason, count = next(iter(report["reasons"].items()))
+    example = next(record for record in report["drop_samples"] if record["reason"] == reason)
+    what = " ".join((example.get("why") or example["text"] or "an empty text").split())[:300]
+    return (
+        f"nothing was kept of {raw:,} documents; {count['documents']:,} were dropped for {reason}, such as "
+        f"{example['id']}: {what}"
     )
 
 
@@ -93,6 +113,7 @@ def each(
     """Does one step on all shards, in processes when `workers` > 1, and writes a marker behind each."""
     tallies = {i: tally for i, key in enumerate(keys) if (tally := marked(folder, shards[i], key)) is not None}
     todo = [i for i in range(len(shards)) if i not in tallies]
+    unmark(folder, [shards[i] for i in todo])
     if len(todo) < len(shards):
         say(f"{folder.name:8} {len(shards) - len(todo)} of {len(shards)} shards are done already")
 
@@ -131,9 +152,10 @@ def unique_shards(
     folder = work / "unique"
     tallies = [marked(folder, shard, key) for shard, key in zip(shards, keys, strict=True)]
     done = [tally for tally in tallies if tally is not None]
-    if len(done) == len(shards) and (out / "index").is_dir():
+    if len(done) == len(shards) and (out / "seen").is_dir():
         say(f"unique   {len(done)} of {len(shards)} shards are done already")
-        return done, Index.load(out / "index").ids
+        return done, Index.load(out / "seen").ids
+    unmark(folder, shards)
     index = Index.empty(recipe.deduplicate)
     results = []
     for shard in shards:
@@ -143,7 +165,7 @@ def unique_shards(
         progress("unique", shard, tally, time.perf_counter() - begin, say)
     if index.contents.added > recipe.deduplicate.capacity:
         say(f"warning: {index.contents.added} pages are more than deduplicate.capacity; raise it")
-    with storage.replacing_folder(out / "index") as temporary:
+    with storage.replacing_folder(out / "seen") as temporary:
         index.save(temporary)
     for shard, key, tally in zip(shards, keys, results, strict=True):
         mark(folder, shard, key, tally)
@@ -161,6 +183,12 @@ def marked(folder: Path, shard: Shard, key: str) -> Tally | None:
 
 def mark(folder: Path, shard: Shard, key: str, tally: Tally) -> None:
     storage.write_json(folder / f"{shard.name}.json", {"key": key, **tally.to_json()})
+
+
+def unmark(folder: Path, shards: list[Shard]) -> None:
+    """Before a step is done again: a marker of another recipe must not outlive the files that it stands for."""
+    for shard in shards:
+        (folder / f"{shard.name}.json").unlink(missing_ok=True)
 
 
 def progress(step: str, shard: Shard, tally: Tally, seconds: float, say: Say) -> None:

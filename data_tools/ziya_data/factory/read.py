@@ -47,16 +47,15 @@ def read(source: Source, shard: Path, number: int) -> Iterator[Document]:
 
     Raises ValueError for a kind of file that is not known.
     """
-    for position, record in enumerate(records(shard)):
+    for position, (place, record, broken) in enumerate(records(shard)):
         given = record.get("id")
         name = f"{source.name}:{given}" if given is not None else f"{source.name}:{number:05d}-{position:08d}"
         text = record.get("text")
         if not isinstance(text, str):
-            text = record["html"] if isinstance(record.get("html"), str) else ""
-            if text:
-                text = main_text(text)
-            elif "broken" not in record:
-                record["broken"] = "neither text nor html"
+            html = record.get("html")
+            text = main_text(html) if isinstance(html, str) and html else ""
+            broken = broken or ("" if isinstance(html, str) else no_text(record, place))
+        metadata = {"language_name": record["language_name"]} if "language_name" in record else {}
         kind = record.get("kind")
         yield Document(
             id=name,
@@ -65,28 +64,39 @@ def read(source: Source, shard: Path, number: int) -> Iterator[Document]:
             url=str(record.get("url") or ""),
             language=str(record.get("language") or ""),
             kind=kind if kind in KINDS else source.kind,
-            metadata={key: record[key] for key in ("language_name", "broken") if key in record},
+            metadata=metadata | {"broken": broken} if broken else metadata,
         )
 
 
-def records(shard: Path) -> Iterator[dict[str, Any]]:
+def no_text(record: dict[str, Any], place: str) -> str:
+    """Why a record is no document, told so that one sees which key holds the text."""
+    if record.get("text") is not None:
+        return f'"text" in {place} is no string but {record["text"]!r}'[:300]
+    return f'no key "text" in {place}; keys there: {", ".join(map(str, record)) or "none"}'[:300]
+
+
+def records(shard: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(where it stands, the record, why it is broken or "")."""
     name = shard.name
     if shard.is_dir():
         for page in sorted(item for item in shard.rglob("*") if item.suffix in PAGES):
-            yield {"id": str(page.relative_to(shard)), "html": decode(page.read_bytes())}
+            yield str(page), {"id": str(page.relative_to(shard)), "html": decode(page.read_bytes())}, ""
     elif name.endswith(PAGES):
-        yield {"id": name, "html": decode(shard.read_bytes())}
+        yield str(shard), {"id": name, "html": decode(shard.read_bytes())}, ""
     elif name.endswith(".txt"):
-        yield {"id": name, "text": decode(shard.read_bytes())}
+        yield str(shard), {"id": name, "text": decode(shard.read_bytes())}, ""
     elif name.endswith(".parquet"):
         import pyarrow  # heavy, and only needed here
         import pyarrow.parquet
 
+        rows = 0
         try:
             for batch in pyarrow.parquet.ParquetFile(shard).iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+                for record in batch.to_pylist():
+                    rows += 1
+                    yield f"{shard} row {rows}", record, ""
         except (pyarrow.ArrowException, EOFError) as error:
-            yield {"text": "", "broken": f"{shard} is damaged from here on: {error}"}
+            yield f"{shard} row {rows + 1}", {"text": ""}, f"{shard} is damaged from row {rows + 1} on: {error}"
     elif name.endswith(JSON_LINES):
         yield from json_lines(shard)
     else:
@@ -95,26 +105,29 @@ def records(shard: Path) -> Iterator[dict[str, Any]]:
         )
 
 
-def json_lines(shard: Path) -> Iterator[dict[str, Any]]:
+def json_lines(shard: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Records of a JSON-lines file; a file cut short in the middle ends in one broken record, not in a crash."""
+    number = 0
     try:
         with open_bytes(shard) as file:
-            for line in file:
+            for number, line in enumerate(file, 1):
+                place = f"{shard} line {number}"
                 if not line.strip():
                     continue
                 try:
                     record = json.loads(line)
                 except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
                     record = None
-                    message = f"not JSON: {error}"
+                    message = f"{place} is not JSON: {error}"
                 else:
-                    message = "not a JSON object"
+                    message = f"{place} is not a JSON object"
                 if isinstance(record, dict):
-                    yield record
+                    yield place, record, ""
                 else:
-                    yield {"text": line[:2000].decode("utf-8", "replace"), "broken": message}
+                    yield place, {"text": line[:2000].decode("utf-8", "replace")}, message
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        yield {"text": "", "broken": f"{shard} is damaged from here on: {error}"}
+        place = f"{shard} line {number + 1}"
+        yield place, {"text": ""}, f"{shard} is damaged from line {number + 1} on: {error}"
 
 
 def open_bytes(path: Path) -> IO[bytes]:

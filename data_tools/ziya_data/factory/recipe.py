@@ -83,7 +83,7 @@ class Deduplicate:
     shortest: int = 20
     """Tokens below which only exact repeats count: a short sentence is near too many others."""
     against: tuple[str, ...] = ()
-    """index/ folders of earlier runs: what they hold counts as seen and is not read again."""
+    """seen/ folders of earlier runs: what they hold counts as seen and is not read again."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,18 @@ class Recipe:
 
 
 def load(path: Path) -> Recipe:
-    """Reads and checks a recipe. Raises ValueError with one line that says what to change."""
-    with path.open("rb") as file:
-        try:
-            table = tomllib.load(file)
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"{path} is not TOML: {error}") from error
+    """Reads and checks a recipe. Raises ValueError with one line that says what to change, FileNotFoundError."""
+    if not path.exists() or path.is_dir():
+        why = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
+        raise FileNotFoundError(f"{path}: {why}; see examples/demo/factory.toml")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not TOML: byte {error.start} is not UTF-8; see examples/demo/factory.toml"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
     return parse(table)
 
 

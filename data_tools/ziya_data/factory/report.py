@@ -60,7 +60,8 @@ def numbers(report: dict[str, Any]) -> str:
     head = ["source", "language", *(stage for stage in report["stages"])]
     rows = [[escape(row["source"]), row["language"], *row["documents"]] for row in report["funnel"]]
     rows.append(["all", "", *(total["documents"] for total in report["totals"])])
-    return "<p>Documents left after each part.</p>" + table(head, rows, "narrow")
+    scored = "" if report["score"] else " Nothing was scored: no scorer was set for what came in."
+    return f"<p>Documents left after each part.{scored}</p>" + table(head, rows, "narrow")
 
 
 def drops(report: dict[str, Any]) -> str:

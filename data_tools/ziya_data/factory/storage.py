@@ -85,8 +85,8 @@ def dropped_record(document: Document, reason: str) -> dict[str, Any]:
         "source": document.source,
         "language": document.language,
     }
-    if "why" in document.metadata:
-        record["why"] = document.metadata["why"]
+    if why := document.metadata.get("why") or document.metadata.get("broken"):
+        record["why"] = why
     return record
 
 

@@ -181,7 +181,7 @@ def test_a_finished_run_is_left_alone_and_a_changed_one_is_redone(make: Make, tm
 
 def test_new_data_is_checked_against_an_older_run(make: Make, tmp_path: Path) -> None:
     first = pipeline.run(make("old"), say=silent)
-    settings = make("new", deduplicate={"against": [str(tmp_path / "old" / "index")]}, rules={"too_short": 1})
+    settings = make("new", deduplicate={"against": [str(tmp_path / "old" / "seen")]}, rules={"too_short": 1})
     second = pipeline.run(settings, say=silent)
     assert second["totals"][-1]["documents"] == 0
     assert not second["evaluate"]["passed"]

@@ -1,0 +1,55 @@
+"""The output folder: only what an earlier or interrupted run of the factory wrote is ever replaced."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ziya_data.factory import storage
+
+FOLDERS = ("kept", "dropped", "heldout", "seen", "work")
+FILES = ("report.json", "report.html", "recipe.toml")
+FOREIGN = ("index",)
+"""Never written here, but next to kept/ it tells that the folder is somebody's data (`ziya index build` writes one)."""
+HEADER = "# Every knob of this run as it was used, written by `ziya factory run`.\n"
+MARKER = "work/factory.json"
+"""Lies there from a run's first moment to its last: an interrupted run leaves it behind."""
+
+
+def check(out: Path, inputs: Iterable[Path]) -> None:
+    """Raises ValueError when a run into `out` would delete what no run of ours wrote, or what it reads itself."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"run.output = {out} is a file; give a folder that does not exist yet")
+    names = {*FOLDERS, *FILES, *FOREIGN}
+    there = sorted(path for path in out.iterdir() if path.name.removesuffix(".tmp") in names) if out.is_dir() else []
+    if there and not ours(out):
+        found = ", ".join(path.name + "/" * path.is_dir() for path in there)
+        raise ValueError(
+            f"run.output = {out} holds {found}, which no factory run wrote, and a run replaces what it finds; "
+            "give a folder of its own, or move them away"
+        )
+    replaced = [(out / name).resolve() for name in FOLDERS]
+    for path in inputs:
+        if any(path.resolve().is_relative_to(folder) for folder in replaced):
+            raise ValueError(f"the source {path} lies in what this run replaces; give another folder than {out}")
+
+
+def ours(out: Path) -> bool:
+    """Whether a run of the factory wrote, or began to write, into `out`."""
+    if (out / MARKER).is_file():
+        return True
+    recipe, report = out / "recipe.toml", out / "report.json"
+    if recipe.is_file() and recipe.read_bytes().startswith(HEADER.encode()):
+        return True
+    if not report.is_file():
+        return False
+    try:
+        found = json.loads(report.read_bytes())
+    except ValueError:  # somebody's own file of that name
+        return False
+    return isinstance(found, dict) and {"key", "recipe", "funnel", "reasons"} <= found.keys()
+
+
+def begin(out: Path) -> Path:
+    """Marks `out` as ours before anything else is written there; gives the folder of the work in progress."""
+    storage.write_json(out / MARKER, {"written_by": "ziya factory run"})
+    return out / "work"

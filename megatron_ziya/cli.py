@@ -1,6 +1,8 @@
 """The `ziya` command: a table with one line a subcommand, in the order of the road."""
 
+import difflib
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,6 +25,10 @@ COMMANDS = [
     Command("index build", "ziya_data.indexed.commands:build", "clean shards -> .bin/.idx, Megatron's format"),
     Command("index show", "ziya_data.indexed.commands:show", "what an indexed dataset holds"),
     Command("index verify", "ziya_data.indexed.commands:verify", "structure, bounds and checksums of a dataset"),
+    Command("index stats", "ziya_data.indexed.commands:stats", "document lengths and frequent ids"),
+    Command("index merge", "ziya_data.indexed.commands:merge", "several datasets into one, validation split off"),
+    Command("index prepare", "ziya_data.indexed.commands:prepare", "check a recipe's data and build its indexes"),
+    Command("index trace", "ziya_data.indexed.commands:trace", "which documents were in step N of a run"),
     Command("convert from-hf", "megatron_ziya.checkpoint.commands:from_hf", "Hugging Face folder -> checkpoint"),
     Command("convert grow-vocabulary", "megatron_ziya.checkpoint.commands:grow_vocabulary", "rows for new tokens"),
     Command("convert info", "megatron_ziya.checkpoint.commands:info", "what a checkpoint or model folder holds"),
@@ -45,10 +51,11 @@ def find(words: Sequence[str]) -> tuple[Command, list[str]] | None:
     return None
 
 
-def usage() -> str:
-    """The road in order, one line a command."""
-    width = max(len(command.name) for command in COMMANDS)
-    lines = [f"  ziya {command.name:<{width}}  {command.help}" for command in COMMANDS]
+def usage(group: str = "") -> str:
+    """The road in order, one line a command; only those of `group`, if one is given."""
+    listed = [command for command in COMMANDS if not group or command.name.split()[0] == group]
+    width = max(len(command.name) for command in listed)
+    lines = [f"  ziya {command.name:<{width}}  {command.help}" for command in listed]
     return "\n".join(["usage: ziya COMMAND ...   (ziya COMMAND --help shows an example)", "", *lines])
 
 
@@ -58,10 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0 if words else 2
+    if words[0] == "--version":
+        print(f"megatron-ziya {importlib.metadata.version('megatron-ziya')}")
+        return 0
     found = find(words)
     if found is None:
-        print(f"ziya: no command {' '.join(words[:2])!r}; `ziya --help` lists them", file=sys.stderr)
-        return 2
+        return _unknown(words)
     command, rest = found
     module, _, function = command.function.partition(":")
     try:
@@ -73,6 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"ziya {command.name}: stopped", file=sys.stderr)
         return 130
+    return 2
+
+
+def _unknown(words: Sequence[str]) -> int:
+    """A group alone lists its commands; anything else is told the nearest name."""
+    groups = {command.name.split()[0] for command in COMMANDS}
+    if words[0] in groups and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(usage(words[0]))
+        return 0 if len(words) > 1 else 2
+    name = " ".join(words[:2])
+    close = difflib.get_close_matches(name, [command.name for command in COMMANDS], n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else "`ziya --help` lists them"
+    print(f"ziya: no command {name!r}; {hint}", file=sys.stderr)
     return 2
 
 

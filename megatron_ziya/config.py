@@ -32,6 +32,17 @@ class Run:
     """CPU threads a process; more than one per process slows a busy box down five to ten times."""
     timeout_seconds: int = 600
     """How long a rank waits for the others before it gives up."""
+    lost_after_seconds: float = 60.0
+    """A rank that shows no sign of life for so long counts as lost, and the others end. One that dies is noticed
+    within about five seconds."""
+    stop_after: int = 10
+    """Steps in a row with a loss or gradient that is not finite, before the run gives up. Each is skipped."""
+    check_replicas_every: int = 0
+    """Steps between comparisons of weights that several ranks hold (SHA-256); 0 = never."""
+    deterministic: bool = False
+    """Only deterministic algorithms of torch (`torch.use_deterministic_algorithms`); matters on a GPU."""
+    debug: bool = False
+    """Prove for each operation that it reads no weights that are still on their way; several times slower."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +70,10 @@ class Architecture:
         if self.kv_heads == 0:
             object.__setattr__(self, "kv_heads", self.heads)
         for name in ("vocabulary_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads"):
-            _require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} is not a positive number")
-        _divides("model.heads", self.heads, self.hidden_size, "the hidden size")
-        _divides("model.kv_heads", self.kv_heads, self.heads, "heads")
-        _require(self.head_size % 2 == 0, f"head size {self.head_size} is odd; rotary embedding needs pairs")
+            require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} is not a positive number")
+        divides("model.heads", self.heads, self.hidden_size, "the hidden size")
+        divides("model.kv_heads", self.kv_heads, self.heads, "heads")
+        require(self.head_size % 2 == 0, f"head size {self.head_size} is odd; rotary embedding needs pairs")
 
     @property
     def head_size(self) -> int:
@@ -97,14 +108,28 @@ class Parallel:
     pipeline: int = 1
     """Stages that the layers are cut into."""
     virtual: int = 1
-    """Slices of layers per stage (`interleaved` needs 2 or more)."""
-    schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
+    """Slices of layers per stage (`interleaved` needs 2 or more, `zb-v` 2)."""
+    schedule: Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-v"] = "1f1b"
+    """`zb-*` split the backward pass (zero bubble, arXiv 2401.10241): input gradients first, weight gradients when a
+    stage would wait. `ziya plan --draw-schedule` shows each. NOT STATED by Ziya2; with its 2 stages any will do."""
+    layout: tuple[float, ...] = ()
+    """Layers per slice, in steps of 0.5 (a cut between attention and MLP), in the order of the forward pass; empty =
+    as even as whole layers allow. The head costs about 0.6 of a layer at 13B: `[20.5, 19.5]` balances two stages."""
     sequence: bool = True
     """Sequence parallel: between the matrices a tensor-parallel rank keeps only its share of the tokens."""
     bucket_mib: float = 25.0
     """Gradients are reduced in buckets of this size while the backward pass still runs."""
-    recompute: Literal["none", "full"] = "none"
-    """`full` keeps only each layer's input and computes the rest again in the backward pass."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: `selective` the core of attention
+    (arXiv 2205.05198, section 5), `full` everything but each layer's input."""
+    recompute_layers: int = 0
+    """Only the first so many layers of each stage's slice recompute; 0 = all of them."""
+    invariant: bool = False
+    """Layout-invariant mode: weights have the same bits after any number of data-parallel ranks, pipeline stages,
+    schedules, micro-batch sizes and restarts. Every row of the batch is a micro-batch (`data.micro_batch_size` is
+    then 1) and gradients are summed in a fixed binary tree over the rows. The cost is measured and printed at start.
+    What it cannot keep: `tensor` and `sequence`. Tensor parallel cuts the products themselves, so partial sums meet
+    in an order of their own; each value of these two knobs has its own bits, the same for every layout around it."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +141,19 @@ class Source:
     """Share of the samples, relative to the other sources. Ziya2's replay is an equal share of the earlier data."""
     packing: Literal["stream", "documents"] = "stream"
     """`stream`: documents run on, cut at the sequence length. `documents`: whole documents, the rest padded."""
+    order: Literal["ziya", "megatron"] = "ziya"
+    """`ziya`: our shuffle, epoch after epoch. `megatron`: the order of megatron-core's GPT dataset, to the bit; it
+    depends on `run.steps`."""
+    tokens: float = 0.0
+    """Budget of the whole run, never exceeded; stands instead of `weight`. 0 = none."""
+    replay: float = 0.0
+    """So many times the tokens of all sources that are not replay; stands instead of `weight`. Ziya2's stages 2 and 3
+    replay as many tokens of earlier data as they bring new ones: 1.0. 0 = no replay."""
+    max_epochs: float = 0.0
+    """Never more passes over the source than this; 0 = as often as needed. NOT STATED by Ziya2."""
+    prompt_loss: bool = True
+    """False: tokens of a prompt (`ziya index build --prompt-until`) are not scored. NOT STATED by Ziya2 ("still
+    next-token prediction"), so they are."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +161,13 @@ class Data:
     sequence_length: int = 4096
     global_batch_size: int = 256
     """Sequences a step, over all ranks."""
+    ramp_up_start: int = 0
+    """Sequences of the first step; grows to `global_batch_size`. 0 = no ramp-up. NOT STATED by Ziya2 or LLaMA2
+    (GPT-3, arXiv 2005.14165, section 2.3, ramps up linearly)."""
+    ramp_up_increment: int = 0
+    """Sequences by which the batch grows at a time; 0 = `ramp_up_start`."""
+    ramp_up_steps: int = 0
+    """Step at which the batch has its full size."""
     micro_batch_size: int = 1
     document_mask: bool = True
     """Documents of one sequence do not see each other and positions restart. Ziya2: stage 1 yes, stages 2 and 3
@@ -130,6 +175,29 @@ class Data:
     pad_id: int = 0
     """Ziya2's configuration pads with 0 (`<unk>`); padding is never seen and never scored."""
     sources: tuple[Source, ...] = ()
+    cache: str = ""
+    """Folder for indexes that all processes share (`ziya index prepare` fills it); empty = each builds its own."""
+    check_reads: bool = False
+    """Compare each 16 MiB of tokens with its checksum when it is first read."""
+
+    def rows(self, step: int) -> int:
+        """Sequences of `step` (from 0), over all ranks."""
+        if step >= self.ramp_up_steps or not self.ramp_up_start:
+            return self.global_batch_size
+        return self.ramp_up_start + self._increment * (step * self._increments // self.ramp_up_steps)
+
+    def rows_before(self, step: int) -> int:
+        """Sequences of all steps before `step`: the number of the step's first sample."""
+        ramp = min(step, self.ramp_up_steps) if self.ramp_up_start else 0
+        return sum(self.rows(i) for i in range(ramp)) + self.global_batch_size * (step - ramp)
+
+    @property
+    def _increment(self) -> int:
+        return self.ramp_up_increment or self.ramp_up_start
+
+    @property
+    def _increments(self) -> int:
+        return (self.global_batch_size - self.ramp_up_start) // self._increment
 
 
 @dataclass(frozen=True)
@@ -140,8 +208,12 @@ class Optimizer:
     """Final learning rate (Ziya2 5.2)."""
     warmup: float = 0.01
     """Share of the steps (Ziya2 5.2: 1 %, LLaMA2: 0.4 %)."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Restarts with each stage (NOT STATED by Ziya2)."""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """Restarts with each stage (NOT STATED by Ziya2). `wsd`: warm-up, stable, decay (MiniCPM, arXiv 2404.06395)."""
+    decay: float = 0.1
+    """Share of the steps, the last ones, in which `wsd` goes down to `minimum` (MiniCPM: 10 % suffice)."""
+    decay_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
+    """How `wsd` goes down; 1 - sqrt does best in arXiv 2405.18392."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -154,8 +226,13 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Precision:
-    weights: Literal["bf16", "fp32", "fp64"] = "bf16"
+    weights: Literal["bf16", "fp16", "fp32", "fp64"] = "bf16"
     """Weights and activations. Masters, gradients and optimizer state stay FP32 (FP64 for `fp64`, used in tests)."""
+    loss_scale: float = 65536.0
+    """`fp16` only: what the loss is multiplied by at first, so that small gradients do not become zero (arXiv
+    1710.03740). Halves when a gradient overflows; that step is skipped. The default is torch.amp.GradScaler's."""
+    loss_scale_window: int = 2000
+    """Good steps in a row after which the loss scale doubles (torch.amp.GradScaler's default)."""
     kernels: Literal["auto", "triton", "torch", "apex"] = "auto"
     """Which kernels run; `auto` = Triton on a GPU, plain PyTorch on a CPU. Logged at start."""
 
@@ -177,6 +254,9 @@ class Log:
     tensorboard: bool = True
     report: bool = True
     """Draw `report.html` when the run ends."""
+    trace: bool = False
+    """Write when each pipeline action of one step (the third of this start) began and ended, per rank, to
+    `trace.jsonl`; `ziya plan --trace RUN_DIR` lays the prediction over it. That step is synchronised, so slower."""
     peak_tflops: float = 0.0
     """What counts as 100 % for `mfu`, per process; 0 = the GPU's data sheet, or a measured matmul on a CPU."""
 
@@ -192,6 +272,13 @@ class Recipe:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
 
+    def __post_init__(self) -> None:
+        if self.parallel.invariant and self.data.micro_batch_size != 1:
+            object.__setattr__(self, "data", dataclasses.replace(self.data, micro_batch_size=1))
+
+
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
 
 def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
     """Read a recipe and put `--section.key value` pairs over it.
@@ -203,10 +290,12 @@ def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
         raise FileNotFoundError(f"{path}: no such recipe; see examples/ for recipes to start from")
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for section, key, value in _pairs(overrides):
-        raw.setdefault(section, {})[key] = value
+        table = raw.setdefault(section, {})
+        require(isinstance(table, dict), f"{path}: {section}={table!r} must be a table")
+        table[key] = value
     sizes = sorted(set(raw.get("model", {})) - {"load"})
     if raw.get("model", {}).get("load") and sizes:
         raise ValueError(f"model.load brings its own sizes; remove model.{sizes[0]} or model.load")
@@ -242,17 +331,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return from_dict(typing.cast(type, hint), value, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        _require(value in arguments, f"{where}={value!r} must be one of {', '.join(map(str, arguments))}")
+        require(value in arguments, f"{where}={value!r} must be one of {', '.join(map(str, arguments))}")
         return value
     if origin is tuple:
         value = [value] if isinstance(value, str) else value
-        _require(isinstance(value, list | tuple), f"{where}={value!r} must be a list")
+        require(isinstance(value, list | tuple), f"{where}={value!r} must be a list")
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     assert isinstance(hint, type) and not isinstance(hint, types.UnionType), hint
     fits = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    _require(fits, f"{where}={value!r} must be {'a number' if hint in (int, float) else hint.__name__}")
+    require(fits, f"{where}={value!r} must be {WORDS.get(hint, hint.__name__)}")
     return value
 
 
@@ -282,58 +371,14 @@ def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
 
 
-def _divides(name: str, value: int, whole: int, what: str) -> None:
+def divides(name: str, value: int, whole: int, what: str) -> None:
+    """Raise ValueError, with what would fit, unless `value` divides `whole`."""
     if value < 1 or whole % value:
         fits = ", ".join(str(n) for n in range(1, min(whole, 256) + 1) if whole % n == 0)
         raise ValueError(f"{name}={value} does not divide {whole} ({what}); use {fits}")
-
-
-def check(recipe: Recipe, architecture: Architecture, world_size: int) -> None:
-    """Hold the recipe against the model and the number of processes. Raises ValueError with what to do."""
-    p, d = recipe.parallel, recipe.data
-    for name in ("tensor", "pipeline", "virtual"):
-        _require(getattr(p, name) > 0, f"parallel.{name}={getattr(p, name)} must be 1 or more")
-    _divides("parallel.tensor", p.tensor, architecture.kv_heads, "heads of keys and values")
-    _divides("parallel.tensor", p.tensor, architecture.intermediate_size, "the intermediate size")
-    stages = p.pipeline * p.virtual
-    _require(
-        stages <= architecture.layers,
-        f"parallel.pipeline x virtual = {stages} is more than the {architecture.layers} layers; use fewer",
-    )
-    _require(
-        (p.schedule == "interleaved") == (p.virtual > 1),
-        f"parallel.schedule={p.schedule} with virtual={p.virtual}: interleaved needs virtual >= 2, the others 1",
-    )
-    layout = p.tensor * p.pipeline
-    _require(
-        world_size % layout == 0,
-        f"{world_size} processes do not fit tensor x pipeline = {layout}; start a multiple of {layout}",
-    )
-    replicas = world_size // layout
-    share = replicas * d.micro_batch_size
-    _require(
-        d.global_batch_size % share == 0,
-        f"data.global_batch_size={d.global_batch_size} is not a multiple of data-parallel ranks x micro-batch = "
-        f"{replicas} x {d.micro_batch_size}; use a multiple of {share}",
-    )
-    micro_batches = d.global_batch_size // share
-    _require(
-        p.schedule != "interleaved" or micro_batches % p.pipeline == 0,
-        f"{micro_batches} micro-batches: the interleaved schedule needs a multiple of parallel.pipeline={p.pipeline}",
-    )
-    _require(
-        d.sequence_length <= architecture.max_positions,
-        f"data.sequence_length={d.sequence_length} is longer than the model's {architecture.max_positions} positions",
-    )
-    tokens = d.micro_batch_size * d.sequence_length
-    _require(
-        not p.sequence or tokens % p.tensor == 0,
-        f"sequence parallel: {tokens} tokens a micro-batch do not split over parallel.tensor={p.tensor}",
-    )
-    _require(recipe.run.steps > 0, f"run.steps={recipe.run.steps} must be 1 or more")
-    _require(len(d.sources) > 0, "data.sources is empty; name at least one indexed dataset")

@@ -27,15 +27,16 @@ class Metrics:
         path = directory / "metrics.jsonl"
         _forget_after(path, first_step)
         self.file = path.open("a", encoding="utf-8", buffering=1)
-        if options.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step)
+        self.directory, self.first_step = directory, first_step
 
     def write(self, row: dict[str, Any], steps: int) -> None:
         if self.file is None:
             return
         self.file.write(json.dumps(row) + "\n")
+        if self.options.tensorboard and self.board is None:  # after a step: the import takes 0.14 s
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.first_step)
         if self.board is not None:
             for name in ("loss", "grad_norm", "learning_rate", "tokens_per_second"):
                 self.board.add_scalar(f"train/{name}", row[name], row["step"])

@@ -2,12 +2,16 @@
 
 import ctypes
 import os
+import signal
 
 import torch
 
 
-def prepare(device: str, threads: int) -> torch.device:
+def prepare(device: str, threads: int, deterministic: bool = False) -> torch.device:
     """The device of this process, ready for work; `threads` = 0 leaves the number of CPU threads as it is."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the only way to tell cuBLAS
+        torch.use_deterministic_algorithms(True)
     if threads:
         torch.set_num_threads(threads)
     chosen = choose_device(device)
@@ -37,3 +41,28 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**26)):
             mallopt(parameter, value)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
+class StopRequest:
+    """Whether this process has been asked to stop: by Ctrl-C, or by SIGTERM or SIGUSR1 as schedulers send them.
+
+    The first signal lets the step that runs be finished and saved; a second one ends the process at once.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "StopRequest":
+        self.before = [signal.signal(number, self._ask) for number in self.SIGNALS]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in zip(self.SIGNALS, self.before, strict=True):
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

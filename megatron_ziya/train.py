@@ -5,11 +5,11 @@
 `ziya train recipe.toml --processes 4` does the same and checks the recipe before it starts the processes.
 """
 
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,25 @@ import torch
 import torch.distributed as dist
 
 import ziya_kernels
-from megatron_ziya import batches, config, metrics, optimizer, process, report
+from megatron_ziya import batches, checks, config, faults, metrics, optimizer, process, report
 from megatron_ziya.checkpoint import distributed as checkpoint
 from megatron_ziya.checkpoint import training
 from megatron_ziya.config import Architecture, Recipe
 from megatron_ziya.model import parallelize
 from megatron_ziya.model.llama import Llama, MicroBatch
+from megatron_ziya.parallel import invariant
 from megatron_ziya.parallel import mesh as meshes
-from megatron_ziya.parallel import schedule
 from megatron_ziya.parallel.data import DataParallel, Kind
 from megatron_ziya.parallel.mesh import Axis, Mesh
 from megatron_ziya.parallel.pipeline import Pipeline
+from megatron_ziya.parallel.schedule import Schedule
+from megatron_ziya.parallel.stale import StaleGuard
+from megatron_ziya.parallel.trace import Trace
+from megatron_ziya.parallel.verify import planned
+from megatron_ziya.precision import TYPES, LossScale, unhealthy
 from ziya_data.indexed.mix import Mix
 
-TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
-MOST_SKIPPED_STEPS = 10  # in a row, with a gradient that is not finite
+EXIT_STOPPED = 130  # asked to stop before the last step, as a shell says it of Ctrl-C
 
 
 @dataclass
@@ -46,8 +50,16 @@ class Trainer:
     optimizer: optimizer.AdamW
     pipeline: Pipeline
     kernels: ziya_kernels.Kernels
+    plans: dict[int, tuple[Schedule, int]]
+    """For each number of micro-batches (one, without batch ramp-up) the schedule and the receives it needs posted."""
+    loss_scale: LossScale
     step: int = 0
     skipped: int = 0
+    """Steps whose update was skipped, of the whole run and the last ones in a row."""
+    failures: int = 0
+    stop: process.StopRequest = field(default_factory=process.StopRequest)
+    resumed: str = ""
+    """The checkpoint that the run goes on from."""
 
     def pieces(self) -> dict[torch.nn.Parameter, list[parallelize.Piece]]:
         """Which logical pieces each local weight is made of."""
@@ -70,8 +82,16 @@ def check(recipe: Recipe, world_size: int) -> Architecture:
     Returns the model's shape. Raises ValueError or FileNotFoundError with what to do.
     """
     architecture = architecture_of(recipe)
-    config.check(recipe, architecture, world_size)
-    batches.open_mix(recipe, architecture)
+    checks.check(recipe, architecture, world_size)
+    directory = Path(recipe.run.directory)
+    done = checkpoint.steps(directory / "checkpoints")
+    if done and not recipe.checkpoint.resume:
+        raise ValueError(
+            f"{done[-1]} is there and checkpoint.resume=false would overwrite it; choose another run.directory"
+        )
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"run.directory={directory} is a file; choose another")
+    batches.open_mix(recipe, architecture, *drawn(recipe))
     return architecture
 
 
@@ -82,37 +102,49 @@ def setup(recipe: Recipe, mesh: Mesh, architecture: Architecture) -> Trainer:
     chunks = parallelize.build(architecture, p, mesh, kernels, dtype)
     source = checkpoint.Reader(checkpoint.resolve(recipe.model.load)) if recipe.model.load else None
 
-    def logical(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        if source is not None:
-            return source.read(name)
+    def initial(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return parallelize.initial_weight(name, shape, architecture, recipe.run.seed)
 
     for chunk in chunks:
-        parallelize.fill(chunk, mesh, logical)
+        if source is not None:
+            parallelize.fill_pieces(chunk, mesh, training.weights_of(source))
+        else:
+            parallelize.fill(chunk, mesh, initial)
     gradient_type = torch.promote_types(dtype, torch.float32)
-    data = DataParallel(weights_by_kind(chunks, mesh, p.sequence), mesh, p.bucket_mib * 2**20, gradient_type)
-    micro_batches = d.global_batch_size // (mesh.data.size * d.micro_batch_size)
-    lists = schedule.make(p.schedule, p.pipeline, micro_batches, p.virtual)
-    schedule.verify(lists, p.virtual)
+    weights = weights_by_kind(chunks, mesh, p.sequence)
+    data = DataParallel(weights, mesh, p.bucket_mib * 2**20, gradient_type, p.invariant)
+    for chunk in chunks:
+        data.arrive_before_use(chunk)
+    plans = {}
+    for rows in sorted({d.rows(step) for step in range(max(1, d.ramp_up_steps + 1))}):
+        micro_batches = rows // (mesh.data.size * d.micro_batch_size)
+        schedule, _, verdict = planned(p, architecture, d.sequence_length, micro_batches)
+        plans[micro_batches] = schedule, verdict.ahead
     tokens = d.micro_batch_size * d.sequence_length // (mesh.tensor.size if p.sequence else 1)
     shape = (tokens, architecture.hidden_size)
-    pipeline = Pipeline(chunks, mesh, lists[mesh.pipeline.index], shape, dtype)
+    pipeline = Pipeline(chunks, mesh, *plans[micro_batches], shape, dtype)
     adamw = optimizer.AdamW(data, recipe.optimizer, mesh, kernels)
-    return Trainer(recipe, architecture, mesh, chunks, data, adamw, pipeline, kernels)
+    scale = LossScale.of(recipe.precision)
+    return Trainer(recipe, architecture, mesh, chunks, data, adamw, pipeline, kernels, plans, scale)
 
 
 def weights_by_kind(chunks: Sequence[Llama], mesh: Mesh, sequence: bool) -> Iterator[tuple[Any, Kind, int]]:
     """`(weight, kind, gradients a micro-batch)` of every local weight, in forward order."""
+    tied = chunks[0].architecture.tied
+    uses = sum((chunk.embedding is not None) + (chunk.head is not None) for chunk in chunks)  # of a tied embedding
+    seen = set()  # a V-shaped placement has embedding and head on one stage, in two chunks
     for chunk in chunks:
-        tied = chunk.architecture.tied
         for weight, pieces in parallelize.pieces(chunk, mesh):
             name = pieces[0].name
+            if weight in seen:
+                continue
+            seen.add(weight)
             if weight.dim() == 1:  # norms: every tensor-parallel rank has all of them
                 axis = mesh.tensor if sequence else Axis()
-                yield weight, Kind(decay=False, sum_over=axis, counted=mesh.tensor.index == 0), 1
+                yield weight, Kind(False, sum_over=axis, held_by=mesh.tensor, counted=mesh.tensor.index == 0), 1
             elif tied and name == "embedding.weight":
-                uses = (chunk.embedding is not None) + (chunk.head is not None)
-                yield weight, Kind(decay=True, sum_over=mesh.tied, counted=mesh.tied.index == 0), uses
+                apart = mesh.tied if uses == 1 else Axis()
+                yield weight, Kind(True, sum_over=apart, held_by=apart, counted=apart.index == 0), uses
             else:
                 yield weight, Kind(decay=True), 1
 
@@ -121,42 +153,60 @@ def weights_by_kind(chunks: Sequence[Llama], mesh: Mesh, sequence: bool) -> Iter
 
 
 def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], counted: int) -> dict[str, Any]:
-    """Forward, backward, reduce, clip, update. Returns loss, gradient norm, learning rate and counted tokens."""
-    recipe, mesh = trainer.recipe, trainer.mesh
+    """Forward, backward, reduce, clip, update. Returns loss, gradient norm, learning rate and counted tokens.
+
+    A step whose loss or gradient is not finite changes no weight, and counts in `trainer.skipped`.
+    """
+    recipe, mesh, loss_scale = trainer.recipe, trainer.mesh, trainer.loss_scale
+    trainer.pipeline.follow(*trainer.plans[len(micro_batches)])
     trainer.data.start_step(len(micro_batches))
-    losses = trainer.pipeline.run(micro_batches)
+    if loss_scale.value != 1.0:
+        micro_batches = [replace(b, loss_scale=b.loss_scale * loss_scale.value) for b in micro_batches]
+    with StaleGuard(trainer.data) if recipe.run.debug else nullcontext():
+        losses = trainer.pipeline.run(micro_batches)
     trainer.data.finish_step()
-    loss, tokens = total_loss(losses, counted, mesh)
+    loss, tokens, stop = total_loss(losses, counted, mesh, trainer.stop.asked)
     rate = optimizer.learning_rate(trainer.step, recipe.run.steps, recipe.optimizer)
     # each token's gradient was seeded with 1 / all tokens; only now is it known how many count
-    scale = recipe.data.global_batch_size * recipe.data.sequence_length / max(tokens, 1)
-    norm = trainer.optimizer.step(trainer.step + 1 - trainer.skipped, rate, scale)
+    scale = recipe.data.rows(trainer.step) * recipe.data.sequence_length / max(tokens, 1) / loss_scale.value
+    norm = trainer.optimizer.step(trainer.step + 1 - trainer.skipped, rate, scale, loss)
     trainer.step += 1
-    return {"loss": loss, "grad_norm": norm, "learning_rate": rate, "counted": tokens}
+    finite = not unhealthy(loss, norm)
+    mends = loss_scale.update(finite)
+    if not finite:
+        trainer.skipped += 1
+    if not mends:  # FP16 finds its scale by overflowing
+        trainer.failures = 0 if finite else trainer.failures + 1
+    return {"loss": loss, "grad_norm": norm, "learning_rate": rate, "counted": tokens, "stop": stop}
 
 
-def total_loss(losses: Sequence[torch.Tensor], counted: int, mesh: Mesh) -> tuple[float, int]:
-    """Mean loss of the tokens that count, over all ranks, and their number. Every rank gets both."""
-    here = mesh.last_stage and mesh.tensor.index == 0
-    local = torch.zeros(2, dtype=torch.float64, device=mesh.device)
+def total_loss(losses: Sequence[torch.Tensor], counted: int, mesh: Mesh, stop: bool = False) -> tuple[float, int, bool]:
+    """Mean loss of the tokens that count, over all ranks, their number, and whether any rank was asked to stop.
+
+    Every rank gets all three.
+    """
+    here = bool(losses) and mesh.tensor.index == 0  # of the stage with the last slice, which need not be the last one
+    local = torch.zeros(3, dtype=torch.float64, device=mesh.device)
+    local[2] = stop
     if here:
         local[0] = torch.cat(list(losses)).sum(dtype=torch.float64)
         local[1] = counted
     if mesh.size > 1:
         dist.all_reduce(local)
-    tokens = int(local[1].item())
-    return local[0].item() / max(tokens, 1), tokens
+    total, count, stops = local.tolist()
+    return total / max(count, 1.0), int(count), stops > 0
 
 
 # --- The loop -------------------------------------------------------------------------------------------------------
 
 
-def train(recipe: Recipe, mesh: Mesh, architecture: Architecture) -> Trainer:
-    """The whole run on this rank: from the newest checkpoint, or from the start, to the last step."""
+def train(recipe: Recipe, mesh: Mesh, architecture: Architecture, stop: process.StopRequest | None = None) -> Trainer:
+    """The whole run on this rank: from the newest checkpoint, or from the start, to the last step or to `stop`."""
     directory = Path(recipe.run.directory)
     begin = time.monotonic()
-    mix = batches.open_mix(recipe, architecture)
+    mix = batches.open_mix(recipe, architecture, *drawn(recipe))
     trainer = setup(recipe, mesh, architecture)
+    trainer.stop = stop or trainer.stop
     resume(trainer, directory)
     log = metrics.rank_logger(directory, mesh.rank)
     announce(trainer, mix, log)
@@ -165,13 +215,20 @@ def train(recipe: Recipe, mesh: Mesh, architecture: Architecture) -> Trainer:
     dtype = TYPES[recipe.precision.weights]
     peak = metrics.peak_flops(recipe.log, mesh.device, dtype)
     flops = architecture.flops_per_token(recipe.data.sequence_length)
-    tokens_per_step = recipe.data.global_batch_size * recipe.data.sequence_length
     writer = metrics.Metrics(directory, recipe.log, mesh.rank == 0, trainer.step)
     log.info(f"ready after {time.monotonic() - begin:.1f} s")
-    begin, failures = time.monotonic(), 0
+    if trainer.step >= recipe.run.steps:
+        log.info(f"finished already: step {trainer.step} of {recipe.run.steps}; raise run.steps to go on")
+    traced = min(trainer.step + 2, recipe.run.steps - 1)  # the third: nothing is done for the first time
+    begin = time.monotonic()
     for micro_batches, counted in batches.steps(mix, trainer.step, recipe, mesh):
+        tracing = recipe.log.trace and trainer.step == traced
+        trainer.pipeline.trace = Trace(mesh) if tracing else None
         result = train_step(trainer, micro_batches, counted)
-        failures = check_finite(trainer, result, failures, log)
+        if trainer.pipeline.trace is not None:
+            trainer.pipeline.trace.write(directory)
+        check_health(trainer, result, log)
+        tokens = recipe.data.rows(trainer.step - 1) * recipe.data.sequence_length
         seconds, begin = time.monotonic() - begin, time.monotonic()
         row = {
             "step": trainer.step,
@@ -179,35 +236,44 @@ def train(recipe: Recipe, mesh: Mesh, architecture: Architecture) -> Trainer:
             "loss": result["loss"],
             "grad_norm": result["grad_norm"],
             "learning_rate": result["learning_rate"],
-            "tokens": trainer.step * tokens_per_step,
-            "tokens_per_second": tokens_per_step / seconds,
+            "tokens": recipe.data.rows_before(trainer.step) * recipe.data.sequence_length,
+            "tokens_per_second": tokens / seconds,
             "seconds": seconds,
             "memory_gib": metrics.memory_gib(mesh.device),
-            "mfu": flops * tokens_per_step / seconds / (peak * mesh.size),
+            "mfu": flops * tokens / seconds / (peak * mesh.size),
+            "skipped": trainer.skipped,
+            "loss_scale": trainer.loss_scale.value,
         }
         writer.write(row, recipe.run.steps)
         due = recipe.checkpoint.every and trainer.step % recipe.checkpoint.every == 0
-        if due or trainer.step == recipe.run.steps:
+        if due or result["stop"] or trainer.step == recipe.run.steps:
             save(trainer, directory, mix, log)
             begin = time.monotonic()
+        if result["stop"] and trainer.step < recipe.run.steps:
+            log.info(f"stopped after step {trainer.step} of {recipe.run.steps}; the same command goes on from there")
+            break
+    trainer.data.arrive()
     writer.close()
     if mesh.rank == 0 and recipe.log.report:
         report.write_run(directory)
     return trainer
 
 
-def check_finite(trainer: Trainer, result: dict[str, Any], failures: int, log: Any) -> int:
-    """Count steps in a row whose gradient was not finite (their update was skipped); give up after ten."""
-    if math.isfinite(result["grad_norm"]):
-        return 0
-    trainer.skipped += 1
-    log.warning(f"step {trainer.step}: gradient norm {result['grad_norm']}, update skipped")
-    if failures + 1 >= MOST_SKIPPED_STEPS:
-        raise ValueError(
-            f"{MOST_SKIPPED_STEPS} steps in a row had a gradient that is not finite; "
+def check_health(trainer: Trainer, result: dict[str, Any], log: Any) -> None:
+    """Log a skipped step and compare replicas when it is time. Raises Fault when the run cannot go on."""
+    run, what = trainer.recipe.run, unhealthy(result["loss"], result["grad_norm"])
+    if what:
+        scale = f"; loss scale now {trainer.loss_scale.value:g}" if trainer.loss_scale.window else ""
+        log.warning(f"step {trainer.step}: {what}, update skipped ({trainer.skipped} in all){scale}")
+    if trainer.failures >= run.stop_after:
+        raise faults.Fault(
+            f"{trainer.failures} steps in a row had a loss or gradient that is not finite; "
             "lower optimizer.learning_rate or go back to an earlier checkpoint"
         )
-    return failures + 1
+    if run.check_replicas_every and trainer.step % run.check_replicas_every == 0:
+        trainer.data.arrive()
+        compared = faults.check_replicas(trainer.data.buckets, trainer.mesh)
+        log.info(f"step {trainer.step}: {compared} copies of weights compared, all equal")
 
 
 def announce(trainer: Trainer, mix: Mix, log: Any) -> None:
@@ -217,13 +283,15 @@ def announce(trainer: Trainer, mix: Mix, log: Any) -> None:
     sources = ", ".join(f"{name} {count}" for name, count in mix.counts(len(mix)).items())
     log.info(
         f"model: {a.parameters() / 1e6:.2f} M weights, {a.layers} layers, hidden {a.hidden_size}, "
-        f"vocabulary {a.vocabulary_size}, from {recipe.model.load or 'new weights'}\n"
+        f"vocabulary {a.vocabulary_size}, from {trainer.resumed or recipe.model.load or 'new weights'}\n"
         f"layout: tensor {p.tensor} x pipeline {p.pipeline} x data {mesh.data.size} on {mesh.size} process(es), "
         f"{p.schedule}, sequence parallel {'on' if p.sequence and p.tensor > 1 else 'off'}\n"
         f"batch: {d.global_batch_size} sequences of {d.sequence_length} tokens a step, {recipe.run.steps} steps; "
         f"samples: {sources}\n"
         f"{trainer.kernels.describe()}"
     )
+    if p.invariant:
+        log.info(invariant.cost(trainer.data.buckets, max(trainer.plans)))
 
 
 # --- Checkpoints ----------------------------------------------------------------------------------------------------
@@ -231,10 +299,14 @@ def announce(trainer: Trainer, mix: Mix, log: Any) -> None:
 
 def save(trainer: Trainer, directory: Path, mix: Mix, log: Any) -> None:
     """Write `checkpoints/step_N`: every rank its own shares, each logical element once."""
+    trainer.data.arrive()
     recipe, folder = trainer.recipe, directory / "checkpoints"
     begin = time.monotonic()
-    consumed = mix.counts(trainer.step * recipe.data.global_batch_size)
-    extra = {"stage": recipe.run.stage, "skipped": trainer.skipped, "consumed_samples": consumed}
+    consumed = mix.counts(recipe.data.rows_before(trainer.step))
+    health = {"skipped": trainer.skipped, "failures": trainer.failures, "loss_scale": trainer.loss_scale.state()}
+    rows = recipe.data.rows_before(trainer.step)
+    extra = {"stage": recipe.run.stage, "consumed_samples": consumed, "rows": rows, "mix": mix.history, **health}
+    extra["tokenizer"] = mix.tokenizer
     travels = checkpoint.resolve(recipe.model.load) / "huggingface" if recipe.model.load else None
     toml = config.to_toml(recipe)
     segments = training.owned_segments(trainer.optimizer.states, trainer.pieces())
@@ -242,8 +314,26 @@ def save(trainer: Trainer, directory: Path, mix: Mix, log: Any) -> None:
         folder, trainer.step, trainer.architecture, segments, trainer.mesh.rank, toml, extra, travels
     )
     if trainer.mesh.rank == 0:
-        checkpoint.prune(folder, recipe.checkpoint.keep)
+        checkpoint.prune(folder, recipe.checkpoint.keep, path)
         log.info(f"saved {path} in {time.monotonic() - begin:.1f} s")
+
+
+def drawn(recipe: Recipe) -> tuple[list[dict[str, Any]], int]:
+    """The mixes the run has had and the samples it has drawn, of the checkpoint it goes on from; ([], 0) without one.
+
+    Raises ValueError if the recipe's batch sizes make other samples of the steps that were done.
+    """
+    found = checkpoint.steps(Path(recipe.run.directory) / "checkpoints") if recipe.checkpoint.resume else []
+    if not found:
+        return [], 0
+    reader = checkpoint.Reader(found[-1], check=False)
+    at = recipe.data.rows_before(reader.step)
+    if reader.manifest.get("rows", at) != at:
+        raise ValueError(
+            f"{found[-1]} has drawn {reader.manifest['rows']} samples, this recipe's batches would make it {at}: "
+            "samples would be lost or repeated; keep data.global_batch_size and the ramp-up"
+        )
+    return reader.manifest.get("mix", []), at
 
 
 def resume(trainer: Trainer, directory: Path) -> None:
@@ -255,9 +345,11 @@ def resume(trainer: Trainer, directory: Path) -> None:
     if reader.architecture != trainer.architecture:
         raise ValueError(f"{found[-1]} holds another architecture than the recipe; choose another run.directory")
     for chunk in trainer.chunks:
-        parallelize.fill(chunk, trainer.mesh, lambda name, _: reader.read(name))
+        parallelize.fill_pieces(chunk, trainer.mesh, training.weights_of(reader))
     training.restore(reader, trainer.optimizer.states, trainer.pieces())
-    trainer.step, trainer.skipped = reader.step, reader.manifest.get("skipped", 0)
+    trainer.step, trainer.skipped, trainer.resumed = reader.step, reader.manifest.get("skipped", 0), str(found[-1])
+    trainer.failures = reader.manifest.get("failures", 0)
+    trainer.loss_scale.restore(reader.manifest.get("loss_scale", {}))
 
 
 # --- Entry ----------------------------------------------------------------------------------------------------------
@@ -274,16 +366,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = config.load(arguments[0], arguments[1:])
         architecture = check(recipe, world_size)
-        device = process.prepare(recipe.run.device, recipe.run.threads)
-        with meshes.distributed(recipe.run, device):
+        device = process.prepare(recipe.run.device, recipe.run.threads, recipe.run.deterministic)
+        with meshes.distributed(recipe.run, device) as store:
             speaks = True
-            mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, device, architecture.tied)
-            train(recipe, mesh, architecture)
+            guard = faults.guarded(store, rank, world_size, recipe.run.lost_after_seconds)
+            with guard, process.StopRequest() as stop:
+                mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, device, architecture.tied)
+                trainer = train(recipe, mesh, architecture, stop)
+    except faults.Fault as error:
+        print(f"train: error: {error}", file=sys.stderr, flush=True)
+        return faults.EXIT_LOST
     except (ValueError, OSError, dist.DistNetworkError) as error:
         if speaks:
             print(f"train: error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        return EXIT_STOPPED
+    return 0 if trainer.step >= recipe.run.steps else EXIT_STOPPED
 
 
 if __name__ == "__main__":

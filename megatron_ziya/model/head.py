@@ -87,7 +87,10 @@ class _HeadLoss(torch.autograd.Function):
             scores.scatter_add_(1, rows[:, None], -(seed if here is None else seed * here)[:, None])
             d_logits = scores.to(hidden.dtype)
             d_hidden[part] = d_logits @ weight
-            d_part = add_weight_gradient(weight, d_logits, hidden[part], last=False)
+            if getattr(weight, "apart", False):  # `main_grad` may still be the previous micro-batch's
+                d_part: Tensor | None = (d_logits.t() @ hidden[part]).to(scores.dtype)
+            else:
+                d_part = add_weight_gradient(weight, d_logits, hidden[part], last=False)
             if d_part is not None:
                 d_weight = d_part if d_weight is None else d_weight + d_part
         ctx.head, ctx.weight, ctx.gradients = head, weight, (d_hidden, d_weight)
@@ -100,6 +103,9 @@ class _HeadLoss(torch.autograd.Function):
         d_hidden, d_weight = ctx.gradients
         ctx.gradients = None
         d_hidden = ctx.head.scatter_gradient(d_hidden)
+        if getattr(ctx.weight, "apart", False) and d_weight is not None:
+            ctx.weight.main_grad.add_(d_weight)
+            d_weight = None
         if d_weight is None:
             announce(ctx.weight)
         else:

@@ -17,11 +17,36 @@ from torch import Tensor, nn
 class Parameter(nn.Parameter):
     """A weight whose gradient may be accumulated outside autograd.
 
-    `main_grad` is the buffer, `gradient_added` is called after each addition (data parallel counts them).
+    `main_grad` is the buffer, `gradient_added` is called after each addition (data parallel counts them). `deferred`
+    may hold additions back.
     """
 
     main_grad: Tensor | None = None
     gradient_added: Callable[[Tensor], None] | None = None
+    deferred: "Deferred | None" = None
+    apart: bool = False
+    """Gradients of two micro-batches must not meet in `main_grad`: it is changed after each `gradient_added`."""
+
+
+class Deferred:
+    """The weight gradients of one slice of the model that wait for an action of their own (arXiv 2401.10241).
+
+    The pipeline hangs it on the weights of the slice. While it is `open`, a backward pass leaves here what each
+    weight's product needs and goes on to the input's gradient.
+    """
+
+    def __init__(self) -> None:
+        self.open = False
+        self._waiting: list[tuple[Tensor, Tensor, Tensor, bool]] = []
+
+    def add(self, weight: Tensor, output_gradient: Tensor, inputs: Tensor, last: bool) -> None:
+        assert getattr(weight, "main_grad", None) is not None, "a deferred gradient needs a buffer to be added to"
+        self._waiting.append((weight, output_gradient, inputs.detach(), last))  # detached: else it holds its graph
+
+    def take(self) -> list[tuple[Tensor, Tensor, Tensor, bool]]:
+        """What one backward pass has left; `add_weight_gradient(*item)` does each."""
+        taken, self._waiting = self._waiting, []
+        return taken
 
 
 def add_weight_gradient(weight: Tensor, output_gradient: Tensor, inputs: Tensor, last: bool = True) -> Tensor | None:
@@ -29,6 +54,10 @@ def add_weight_gradient(weight: Tensor, output_gradient: Tensor, inputs: Tensor,
 
     `last` is False when more of the same micro-batch is still to come.
     """
+    deferred = getattr(weight, "deferred", None)
+    if deferred is not None and deferred.open:
+        deferred.add(weight, output_gradient, inputs, last)
+        return None
     buffer = getattr(weight, "main_grad", None)
     if buffer is None:
         return output_gradient.t() @ inputs

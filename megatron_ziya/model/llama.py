@@ -51,6 +51,9 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal attention with rotary positions; fused QKV."""
 
+    recompute_core = False
+    """The backward pass works out attention again from query, key and value (arXiv 2205.05198, section 5)."""
+
     def __init__(self, a: Architecture, kernels: Kernels) -> None:
         super().__init__()
         self.head_size, self.groups, self.kernels = a.head_size, a.heads // a.kv_heads, kernels
@@ -65,7 +68,12 @@ class Attention(nn.Module):
         q, k, v = qkv.split([k_width * self.groups, k_width, k_width], dim=-1)
         q, k, v = (part.view(rows, sequence, -1, self.head_size) for part in (q, k, v))  # [B, S, N or K, D]
         q, k = self.kernels.rotary(q, k, *rotary)
-        mixed = self.kernels.attention(q, k, v, batch.starts)  # [B, S, N, D]
+        if self.recompute_core and torch.is_grad_enabled():
+            mixed = checkpoint(
+                self.kernels.attention, q, k, v, batch.starts, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            mixed = self.kernels.attention(q, k, v, batch.starts)  # [B, S, N, D]
         return self.output(mixed.reshape(rows * sequence, -1))
 
 
@@ -83,16 +91,24 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, a: Architecture, kernels: Kernels) -> None:
+    """Attention and MLP; a pipeline cut may put them on two stages, and then each has one half."""
+
+    recompute = False
+    """The backward pass works out the whole layer again from its input."""
+
+    def __init__(self, a: Architecture, kernels: Kernels, attention: bool = True, mlp: bool = True) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(a.hidden_size, a.rms_norm_eps, kernels)
-        self.attention = Attention(a, kernels)
-        self.mlp_norm = RMSNorm(a.hidden_size, a.rms_norm_eps, kernels)
-        self.mlp = MLP(a, kernels)
+        self.attention_norm = RMSNorm(a.hidden_size, a.rms_norm_eps, kernels) if attention else None
+        self.attention = Attention(a, kernels) if attention else None
+        self.mlp_norm = RMSNorm(a.hidden_size, a.rms_norm_eps, kernels) if mlp else None
+        self.mlp = MLP(a, kernels) if mlp else None
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: MicroBatch) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, batch)
-        return x + self.mlp(self.mlp_norm(x))
+        if self.attention is not None and self.attention_norm is not None:
+            x = x + self.attention(self.attention_norm(x), rotary, batch)
+        if self.mlp is not None and self.mlp_norm is not None:
+            x = x + self.mlp(self.mlp_norm(x))
+        return x
 
 
 class Embedding(nn.Module):
@@ -106,20 +122,24 @@ class Embedding(nn.Module):
 
 
 class Llama(nn.Module):
-    """The layers `layers` of the model; with the embedding if `first`, with norm, head and loss if `last`.
+    """The half layers `halves` of the model; with the embedding if `first`, with norm, head and loss if `last`.
+
+    Half `2 i` is the attention of layer i, half `2 i + 1` its MLP; None = all.
 
     `forward` takes token ids `[T]` on the first stage and hidden states `[T, H]` on any other, and returns hidden
     states, or on the last stage `(loss, token_losses [T])` as `Head` does.
     """
 
     def __init__(
-        self, a: Architecture, kernels: Kernels, layers: range | None = None, first: bool = True, last: bool = True
+        self, a: Architecture, kernels: Kernels, halves: range | None = None, first: bool = True, last: bool = True
     ) -> None:
         super().__init__()
-        self.architecture, self.recompute = a, False
-        layers = range(a.layers) if layers is None else layers
+        self.architecture = a
+        halves = range(2 * a.layers) if halves is None else halves
         self.embedding = Embedding(a.vocabulary_size, a.hidden_size) if first else None
-        self.layers = nn.ModuleDict({str(i): Layer(a, kernels) for i in layers})
+        self.layers = nn.ModuleDict(
+            {str(i): Layer(a, kernels, 2 * i in halves, 2 * i + 1 in halves) for i in sorted({h // 2 for h in halves})}
+        )
         self.norm = RMSNorm(a.hidden_size, a.rms_norm_eps, kernels) if last else None
         self.head = Head(a.vocabulary_size, a.hidden_size) if last else None
         if a.tied and self.embedding is not None and self.head is not None:
@@ -131,7 +151,7 @@ class Llama(nn.Module):
             x = self.embedding(x)
         rotary = rotary_angles(self.architecture, batch)
         for layer in self.layers.values():
-            if self.recompute and torch.is_grad_enabled():
+            if layer.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rotary, batch, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = layer(x, rotary, batch)

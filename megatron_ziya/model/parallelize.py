@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from megatron_ziya.config import Architecture, Parallel
 from megatron_ziya.model.linear import Linear, Parameter
-from megatron_ziya.model.llama import Llama
+from megatron_ziya.model.llama import Layer, Llama
 from megatron_ziya.parallel.cross_entropy import VocabParallelHead
 from megatron_ziya.parallel.mesh import Mesh
+from megatron_ziya.parallel.schedule import placement
+from megatron_ziya.parallel.slices import halves
 from megatron_ziya.parallel.tensor import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -53,30 +55,25 @@ class Piece:
         return local[self.rows[0] : self.rows[1]]
 
 
-def cut(layers: int, stages: int) -> list[range]:
-    """Layers -> consecutive ranges; what does not divide goes to the middle, away from embedding and head.
-
-    `cut(10, 4)` is 2, 3, 3, 2 layers.
-    """
-    base, extra = divmod(layers, stages)
-    first = (stages - extra) // 2
-    sizes = [base + (first <= i < first + extra) for i in range(stages)]
-    return [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(stages)]
-
-
 def build(a: Architecture, p: Parallel, mesh: Mesh, kernels: Kernels, dtype: torch.dtype) -> list[Llama]:
-    """This rank's chunks of the model (`virtual` of them; chunk c is slice `c * pipeline + stage`), unfilled."""
-    slices = cut(a.layers, p.pipeline * p.virtual)
+    """This rank's chunks of the model, unfilled: the slices that the schedule's placement gives to its stage."""
+    slices = halves(p, a.layers)
     chunks = []
-    for chunk in range(p.virtual):
-        number = chunk * p.pipeline + mesh.pipeline.index
+    for number in placement(p.schedule, p.pipeline, p.virtual)[mesh.pipeline.index]:
         with torch.device("meta"):
             model = Llama(a, kernels, slices[number], number == 0, number == len(slices) - 1)
             if mesh.tensor.size > 1:
                 split_over_tensor_axis(model, mesh, p.sequence)
-        model.recompute = p.recompute == "full"
+        for layer in list(model.layers.values())[: p.recompute_layers or None]:
+            assert isinstance(layer, Layer)
+            layer.recompute = p.recompute == "full"
+            if layer.attention is not None:
+                layer.attention.recompute_core = p.recompute == "selective"
         allocate(model, mesh.device, dtype)
         chunks.append(model)
+    first, last = chunks[0], chunks[-1]
+    if a.tied and first.embedding is not None and last.head is not None:
+        last.head.weight = first.embedding.weight  # embedding and head may lie in two chunks of one stage
     return chunks
 
 
@@ -138,12 +135,18 @@ def _parts(path: str, module: Linear, mesh: Mesh) -> list[Piece]:
 @torch.no_grad()
 def fill(model: Llama, mesh: Mesh, logical: Callable[[str, tuple[int, ...]], Tensor]) -> None:
     """Copy the right piece of each logical weight into this rank's slice; padding rows become zero."""
+    fill_pieces(model, mesh, lambda piece: piece.of_logical(logical(piece.name, piece.shape)))
+
+
+@torch.no_grad()
+def fill_pieces(model: Llama, mesh: Mesh, read: Callable[[Piece], Tensor]) -> None:
+    """`fill` from pieces: `read` gives the box alone that a rank holds, so no whole weight need be read."""
     for weight, parts in pieces(model, mesh):
         if parts[-1].rows[1] < len(weight):
             weight.zero_()
         for piece in parts:
             if piece.size:
-                piece.of_local(weight).copy_(piece.of_logical(logical(piece.name, piece.shape)))
+                piece.of_local(weight).copy_(read(piece))
 
 
 def initial_weight(name: str, shape: tuple[int, ...], a: Architecture, seed: int) -> Tensor:

@@ -5,7 +5,7 @@ Ranks count tensor-parallel first, then data-parallel, then pipeline: the ranks 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -38,8 +38,9 @@ class Mesh:
     data: Axis = Axis()
     tied: Axis = Axis()
     """First and last stage, which both hold the weight when embedding and head are tied."""
-    backward_group: dist.ProcessGroup | None = None
-    """The pipeline's second group: gradients travel on it, so that a waiting send of activations never blocks them."""
+    lines: Mapping[tuple[int, int], dist.ProcessGroup] = field(default_factory=dict)
+    """(sending stage, taking stage) -> the group that carries these messages and nothing else. NCCL runs what a group
+    carries one after another, so on a group of several lines a receive that waits would hold up a send."""
 
     @property
     def first_stage(self) -> bool:
@@ -66,7 +67,7 @@ def build(tensor: int, pipeline: int, device: torch.device, tied: bool = False) 
         data=_axis(grid.permute(0, 2, 1).flatten(0, 1), rank),
         pipeline=_axis(stages, rank),
         tied=_axis(stages[:, [0, -1]], rank) if tied and pipeline > 1 else Axis(),
-        backward_group=_axis(stages, rank).group,
+        lines=_lines(grid, rank),
     )
 
 
@@ -80,23 +81,35 @@ def _axis(rows: torch.Tensor, rank: int) -> Axis:
     return mine
 
 
+def _lines(grid: torch.Tensor, rank: int) -> dict[tuple[int, int], dist.ProcessGroup]:
+    """A group for each stage and each of its neighbours on the ring of stages; `grid` is `[pp, dp, tp]`."""
+    stages = len(grid)
+    pairs = sorted({(s, (s + step) % stages) for s in range(stages) for step in (1, -1)}) if stages > 1 else []
+    groups = {pair: dist.new_group(sorted(grid[list(pair)].flatten().tolist())) for pair in pairs}
+    return {pair: group for pair, group in groups.items() if rank in grid[list(pair)]}
+
+
 def environment() -> tuple[int, int]:
     """`(rank, world size)` as torchrun tells this process; `(0, 1)` without torchrun."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
-def distributed(run: Run, device: torch.device) -> Iterator[int]:
-    """Join the other processes that torchrun started; yields the world size. One process needs none of it."""
+def distributed(run: Run, device: torch.device) -> Iterator[dist.Store | None]:
+    """Join the other processes; yields the store through which they met. One process needs none of it."""
     if environment()[1] == 1:
-        yield 1
+        yield None
         return
+    store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=run.timeout_seconds)))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
         timeout=timedelta(seconds=run.timeout_seconds),
         device_id=device if device.type == "cuda" else None,
     )
     try:
-        yield dist.get_world_size()
+        yield dist.PrefixStore("watch", store)
     finally:
         dist.destroy_process_group()

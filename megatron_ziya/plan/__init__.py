@@ -2,5 +2,6 @@
 
 estimate.py   weights, memory per rank, bubble, FLOPs and time of a recipe
 drawing.py    a pipeline schedule as a picture
+trace.py      a traced step of a run beside its prediction
 commands.py   `ziya plan`
 """

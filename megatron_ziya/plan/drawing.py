@@ -1,38 +1,82 @@
-"""A pipeline schedule as a picture: a row a stage, a box an action."""
+"""A pipeline schedule as a picture: a row a stage, a box an action; as predicted, or as it ran."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from megatron_ziya.parallel.schedule import Schedule, verify
+from megatron_ziya.parallel.schedule import Schedule
+from megatron_ziya.parallel.slices import Times
+from megatron_ziya.parallel.verify import duration, verify
+
+COLORS = {"F": "Blues", "B": "Greens", "W": "Oranges"}
+LEGEND = "blue forward, green backward, darker = later chunk"
+Spans = Sequence[Sequence[tuple[float, float]]]
+"""(start, end) of each action, per stage."""
 
 
-def draw(schedule: Schedule, virtual: int, path: Path, title: str) -> None:
-    """Write the picture (PNG or SVG by the name) with forward 1 and backward 2 units long."""
+def draw(schedule: Schedule, path: Path, title: str) -> None:
+    """Write the picture (PNG or SVG by the name). A stage's whole F, B and W of one micro-batch take 1 unit each."""
+    part = schedule.stages / schedule.slices
+    times = Times.equal(schedule.slices, part, part, part)
+    verdict = verify(schedule, times)
+    legend = LEGEND + (", orange weight gradients" if schedule.split else "")
+    _picture(
+        schedule,
+        {f"{title}: bubble {verdict.bubble:.1%}; {legend}": spans(schedule, times, verdict.starts)},
+        path,
+        f"time (a stage's forward = 1, {'input and weight gradients 1 each' if schedule.split else 'backward = 2'})",
+        min(24, 2 + 0.25 * verdict.length / part),
+    )
+
+
+def draw_beside(schedule: Schedule, measured: Spans, predicted: Spans, path: Path) -> None:
+    """Write a picture with a run above and its prediction below, on one axis of seconds."""
+    rows = {"measured": measured, "predicted": predicted}
+    _picture(schedule, rows, path, "seconds since the step began", min(24, 2 + 0.25 * len(measured[0])))
+
+
+def spans(schedule: Schedule, times: Times, starts: Sequence[Sequence[float]]) -> list[list[tuple[float, float]]]:
+    """Starts of a verdict -> (start, end) of each action."""
+    return [
+        [(start, start + duration(schedule, times, stage, a)) for a, start in zip(actions, starts[stage], strict=True)]
+        for stage, actions in enumerate(schedule.actions)
+    ]
+
+
+def _picture(schedule: Schedule, rows: dict[str, Spans], path: Path, label: str, width: float) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    forward, backward = 1 / virtual, 2 / virtual
-    verdict = verify(schedule, virtual, forward, backward)
-    figure, axes = pyplot.subplots(figsize=(min(24, 2 + 0.25 * verdict.length * virtual), 1.2 + 0.45 * len(schedule)))
-    small = verdict.length * virtual > 150
-    for stage, (actions, starts) in enumerate(zip(schedule, verdict.starts, strict=True)):
-        for action, start in zip(actions, starts, strict=True):
-            length = forward if action.kind == "F" else backward
-            shade = 0.35 + 0.5 * action.chunk / virtual
-            color = pyplot.get_cmap("Blues" if action.kind == "F" else "Greens")(shade)
-            axes.barh(stage, length, left=start, height=0.9, color=color, edgecolor="white", linewidth=0.5)
-            if not small:
-                axes.text(start + length / 2, stage, str(action.micro_batch), ha="center", va="center", fontsize=7)
-    axes.set_yticks(range(len(schedule)), [f"stage {s}" for s in range(len(schedule))])
-    axes.invert_yaxis()
-    axes.set_xlim(0, verdict.length)
-    axes.set_xlabel("time (forward of a stage = 1, backward = 2)")
-    axes.set_title(f"{title}: bubble {verdict.bubble:.1%}; blue forward, green backward, darker = later chunk")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    figure, panels = pyplot.subplots(
+        len(rows), figsize=(width, (1.2 + 0.45 * schedule.stages) * len(rows)), sharex=True, squeeze=False
+    )
+    length = max(end for row in rows.values() for stage in row for _, end in stage)
+    for axes, (title, row) in zip(panels[:, 0], rows.items(), strict=True):
+        for stage, times in enumerate(row):
+            _boxes(axes, schedule, stage, times, length / width)
+        axes.set_yticks(range(schedule.stages), [f"stage {s}" for s in range(schedule.stages)])
+        axes.invert_yaxis()
+        axes.set_xlim(0, length)
+        axes.set_title(title)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+    panels[-1, 0].set_xlabel(label)
     figure.tight_layout()
     temporary = path.with_name("." + path.name)
     figure.savefig(temporary, dpi=130)
     temporary.replace(path)
     pyplot.close(figure)
+
+
+def _boxes(axes: Any, schedule: Schedule, stage: int, times: Sequence[tuple[float, float]], inch: float) -> None:
+    """One stage's row; `inch` is the time that an inch of the picture shows."""
+    from matplotlib import pyplot
+
+    chunks = len(schedule.placement[stage])
+    for action, (start, end) in zip(schedule.actions[stage], times, strict=True):
+        color = pyplot.get_cmap(COLORS[action.kind])(0.35 + 0.5 * action.chunk / chunks)
+        axes.barh(stage, end - start, left=start, height=0.9, color=color, edgecolor="white", linewidth=0.5)
+        if end - start > 0.15 * inch:
+            axes.text((start + end) / 2, stage, str(action.micro_batch), ha="center", va="center", fontsize=7)

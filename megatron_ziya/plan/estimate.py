@@ -5,10 +5,12 @@ per layer and token the inputs of the matrices and norms are kept, whatever tens
 sequence parallel.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_ziya.config import Architecture, Recipe
-from megatron_ziya.parallel import schedule
+from megatron_ziya.parallel.slices import halves
+from megatron_ziya.parallel.verify import most_held, planned
 
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 
@@ -41,27 +43,33 @@ def estimate(recipe: Recipe, a: Architecture, ranks: int) -> Estimate:
     p, d = recipe.parallel, recipe.data
     data_ranks = ranks // (p.tensor * p.pipeline)
     micro_batches = d.global_batch_size // (data_ranks * d.micro_batch_size)
-    lists = schedule.make(p.schedule, p.pipeline, micro_batches, p.virtual)
-    verdict = schedule.verify(lists, p.virtual, 1 / p.virtual, 2 / p.virtual)
-    layer = (a.parameters() - a.hidden_size - a.vocabulary_size * a.hidden_size * (1 if a.tied else 2)) // a.layers
-    ends = a.vocabulary_size * a.hidden_size * (2 if p.pipeline == 1 and not a.tied else 1)
-    layers = -(-a.layers // p.pipeline)
-    held = (layers * layer + ends) // p.tensor
+    schedule, _, verdict = planned(p, a, d.sequence_length, micro_batches)
+    cuts = halves(p, a.layers)
+    held = max(sum(_weights(a, cuts, number) for number in numbers) for numbers in schedule.placement) // p.tensor
     width = BYTES[recipe.precision.weights]
     wide = max(4, width)
     optimizer = held * (2 * wide + (wide if wide != width else 0)) / data_ranks
-    live = max(verdict.live) / p.virtual
+    live = max(most_held(schedule, [len(part) / 2 for part in cuts]))  # micro-batches x layers
     return Estimate(
         parameters=a.parameters(),
         parameters_per_rank=held,
         weights_gib=held * width / 2**30,
         gradients_gib=held * wide / 2**30,
         optimizer_gib=optimizer / 2**30,
-        activations_gib=live * layers * activation_bytes(recipe, a) / 2**30,
+        activations_gib=live * activation_bytes(recipe, a) / 2**30,
         bubble=verdict.bubble,
         tokens_per_step=d.global_batch_size * d.sequence_length,
         flops_per_token=a.flops_per_token(d.sequence_length),
     )
+
+
+def _weights(a: Architecture, cuts: Sequence[range], number: int) -> int:
+    """Weights of a slice; a tied head on another stage than the embedding holds them a second time."""
+    h, table = a.hidden_size, a.vocabulary_size * a.hidden_size
+    halves_of = (2 * h * h + 2 * h * a.kv_heads * a.head_size + h, 3 * h * a.intermediate_size + h)
+    ends = (table if number == 0 else 0) + (h if number == len(cuts) - 1 else 0)
+    head = table if number == len(cuts) - 1 and not (a.tied and number == 0) else 0
+    return sum(halves_of[half % 2] for half in cuts[number]) + ends + head
 
 
 def activation_bytes(recipe: Recipe, a: Architecture) -> float:

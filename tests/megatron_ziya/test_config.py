@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ziya import config
+from megatron_ziya import checks, config
 from megatron_ziya.config import Architecture, Data, Parallel, Recipe, Source
 
 
@@ -34,8 +34,8 @@ def test_the_resolved_recipe_is_the_same_recipe(tmp_path, model):
     [
         ("[run]\nstepz = 5", [], "unknown key run.stepz; did you mean steps"),
         ("[rum]\nsteps = 5", [], "unknown key rum; did you mean run"),
-        ('[run]\nsteps = "many"', [], "run.steps='many' must be a number"),
-        ("[run]\nsteps = true", [], "run.steps=True must be a number"),
+        ('[run]\nsteps = "many"', [], "run.steps='many' must be a whole number"),
+        ("[run]\nsteps = true", [], "run.steps=True must be a whole number"),
         ('[parallel]\nschedule = "2f2b"', [], "must be one of gpipe, 1f1b, interleaved"),
         ("[[data.sources]]\nwieght = 1.0", [], r"data.sources\[0\].wieght; did you mean weight"),
         ("[run\n", [], "is not valid TOML"),
@@ -64,16 +64,16 @@ def test_missing_recipe():
         ({}, {"global_batch_size": 5}, 2, "not a multiple of data-parallel ranks x micro-batch = 2 x 1"),
         ({}, {"sequence_length": 8192}, 1, "longer than the model's 4096 positions"),
         ({"tensor": 2}, {"sequence_length": 33}, 2, "33 tokens a micro-batch do not split over parallel.tensor=2"),
-        ({"pipeline": 2, "virtual": 2}, {}, 2, "interleaved needs virtual >= 2"),
+        ({"pipeline": 2, "virtual": 2}, {}, 2, "interleaved needs 2 or more"),
         ({"tensor": 0}, {}, 1, "must be 1 or more"),
         ({}, {"sources": ()}, 1, "data.sources is empty"),
     ],
 )
 def test_layouts_that_do_not_fit(parallel, data, world, message):
-    data = {"global_batch_size": 8, "sources": (Source(),)} | data
+    data = {"global_batch_size": 8, "sources": (Source("any"),)} | data
     recipe = dataclasses.replace(Recipe(), parallel=Parallel(**parallel), data=Data(**data))
     with pytest.raises(ValueError, match=message):
-        config.check(recipe, Architecture(), world)
+        checks.check(recipe, Architecture(), world)
 
 
 def test_parameters_of_llama2_and_ziya2():
@@ -83,3 +83,32 @@ def test_parameters_of_llama2_and_ziya2():
     assert dataclasses.replace(llama2_13b, vocabulary_size=39424).parameters() == 13_091_886_080
     llama2_70b = Architecture(hidden_size=8192, intermediate_size=28672, layers=80, heads=64, kv_heads=8)
     assert llama2_70b.parameters() == 68_976_648_192
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("data", {"micro_batch_size": 0}, "data.micro_batch_size=0 must be 1 or more"),
+        ("data", {"pad_id": -1}, "data.pad_id=-1 must be 0 or more"),
+        ("run", {"seed": -1}, "run.seed=-1 must be 0 or more"),
+        ("run", {"threads": 0}, "run.threads=0 must be 1 or more"),
+        ("optimizer", {"learning_rate": float("nan")}, "optimizer.learning_rate=nan must be 0 or more"),
+        ("optimizer", {"minimum": 1.0}, "optimizer.minimum=1 is above optimizer.learning_rate"),
+        ("optimizer", {"warmup": 10.0}, "optimizer.warmup=10.0 must be a share of the steps"),
+        ("optimizer", {"beta2": 1.0}, "optimizer.beta2=1.0 must be 0 or more and below 1"),
+        ("checkpoint", {"keep": -1}, r"checkpoint.keep=-1 must be 0 \(all\) or more"),
+        ("log", {"every": 0}, "log.every=0 must be 1 or more"),
+        ("data", {"sources": (Source(paths=("x",)),)}, r"data.sources\[0\] has no name"),
+    ],
+)
+def test_values_out_of_range(section, value, message):
+    recipe = dataclasses.replace(Recipe(), data=Data(global_batch_size=8, sources=(Source("any"),)))
+    recipe = dataclasses.replace(recipe, **{section: dataclasses.replace(getattr(recipe, section), **value)})
+    with pytest.raises(ValueError, match=message):
+        checks.check(recipe, Architecture(), 1)
+
+
+def test_every_number_with_a_range_is_a_knob():
+    for name in checks.RANGES:
+        section, _, key = name.partition(".")
+        assert isinstance(getattr(getattr(Recipe(), section), key), int | float), name

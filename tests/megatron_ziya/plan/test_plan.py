@@ -11,6 +11,9 @@ from megatron_ziya import config
 from megatron_ziya.config import Architecture, Data, Parallel, Precision, Recipe
 from megatron_ziya.model import parallelize
 from megatron_ziya.parallel.mesh import Mesh
+from megatron_ziya.parallel.schedule import make
+from megatron_ziya.parallel.slices import Times, flops, halves
+from megatron_ziya.parallel.verify import verify
 from megatron_ziya.plan import commands
 from megatron_ziya.plan.estimate import estimate
 
@@ -22,9 +25,44 @@ def recipe(**parallel) -> Recipe:
     return Recipe(parallel=Parallel(**parallel), data=Data(global_batch_size=640))
 
 
+def test_bubble_of_equal_stages():
+    # (p - 1) / (m + p - 1) of arXiv 2104.04473 with p = 2, m = 640 / 40, when the head weighs nothing
+    headless = dataclasses.replace(LLAMA2_13B, vocabulary_size=1)
+    assert estimate(recipe(pipeline=2), headless, 80).bubble == pytest.approx(1 / 17, rel=1e-4)
+
+
 def test_bubble_of_ziya2s_layout():
-    # (p - 1) / (m + p - 1) of arXiv 2104.04473 with p = 2, m = 640 / 40
-    assert estimate(recipe(pipeline=2), LLAMA2_13B, 80).bubble == pytest.approx(1 / 17)
+    # the head is 0.6 of a layer on one of two stages with 20 each
+    assert estimate(recipe(pipeline=2), LLAMA2_13B, 80).bubble == pytest.approx(0.071, abs=5e-4)
+
+
+def test_half_layers_balance_the_head():
+    """20.5 and 19.5 layers: the stages are 0.4 of a layer apart instead of 0.6, so less is lost."""
+    even = estimate(recipe(pipeline=2), LLAMA2_13B, 80).bubble
+    assert estimate(recipe(pipeline=2, layout=(20.5, 19.5)), LLAMA2_13B, 80).bubble < even
+
+
+PEERS = [  # share of time lost, in percent: a simulation that is not ours, weighted by FLOPs, without communication
+    (2, "1f1b", 1, 7.1), (2, "interleaved", 4, 2.9), (2, "zb-h1", 1, 3.6), (2, "zb-v", 2, 1.4),
+    (4, "1f1b", 1, 12.0), (4, "interleaved", 5, 5.9), (4, "zb-h1", 1, 7.1), (4, "zb-v", 2, 5.0),
+    (8, "1f1b", 1, 17.3), (8, "interleaved", 5, 11.0), (8, "zb-h1", 1, 12.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stages", "name", "virtual", "expected"), PEERS)
+def test_bubbles_of_llama2_13b_on_80_gpus(stages, name, virtual, expected):
+    """640 sequences; the head counts as 0.6 of a layer in each of F, B and W, and so do we here, where our own head
+    works out all three in its forward pass."""
+    cuts = halves(Parallel(pipeline=stages, virtual=virtual, schedule=name), 40)
+    plain = flops(dataclasses.replace(LLAMA2_13B, vocabulary_size=1), 4096, cuts)
+    head = 2.0 * 5120 * 39424
+    times = Times(*((*part[:-1], part[-1] + head) for part in plain))
+    lists = make(name, stages, 640 // (80 // stages), virtual, times)
+    found = 100 * verify(lists, times).bubble
+    if name == "zb-v":  # found by search, so another list than theirs: at least as good
+        assert found <= expected + 0.06
+    else:  # theirs are rounded to 0.1
+        assert found == pytest.approx(expected, abs=0.11)
 
 
 def test_time_of_ziya2s_run_without_the_bubble():

@@ -115,6 +115,8 @@ def check(recipe: Recipe, architecture: Architecture, world_size: int) -> None:
         not p.sequence or tokens % p.tensor == 0,
         f"sequence parallel: {tokens} tokens a micro-batch do not split over parallel.tensor={p.tensor}",
     )
+    vocabulary = architecture.vocabulary_size
+    require(d.pad_id < vocabulary, f"data.pad_id={d.pad_id} is no id of the model's vocabulary of {vocabulary}")
     require(len(d.sources) > 0, "data.sources is empty; name at least one indexed dataset")
     _check_ramp_up(d)
     _check_training(recipe, architecture)

@@ -242,7 +242,7 @@ class Checkpoint:
     every: int = 0
     """Steps between checkpoints; 0 = only at the end."""
     keep: int = 2
-    """Newest checkpoints to keep."""
+    """Newest checkpoints to keep; 0 = all."""
     resume: bool = True
     """Go on from the newest checkpoint of the run directory, if there is one."""
 

@@ -91,7 +91,9 @@ def check(recipe: Recipe, world_size: int) -> Architecture:
         )
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"run.directory={directory} is a file; choose another")
-    batches.open_mix(recipe, architecture, *drawn(recipe))
+    mix = batches.open_mix(recipe, architecture, *drawn(recipe))
+    for model in [recipe.model.load] * bool(recipe.model.load) + done[-1:]:
+        checkpoint.check_tokenizer(model, mix.tokenizer)
     return architecture
 
 

@@ -94,12 +94,14 @@ def grow_vocabulary(argv: Sequence[str]) -> int:
 def info(argv: Sequence[str]) -> int:
     """Says what a checkpoint, run directory or Hugging Face folder holds."""
     parser = _parser("info", "Say what a checkpoint, run directory or Hugging Face folder holds.", "runs/demo/stage1")
-    parser.add_argument("path", type=Path)
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="a checkpoint, a run directory (its newest) or a Hugging Face folder"
+    )
     options = parser.parse_args(list(argv))
 
-    from megatron_ziya.checkpoint.distributed import Reader
     from megatron_ziya.checkpoint.huggingface import dtype_name
     from megatron_ziya.checkpoint.load import open_weights, stored_dtype
+    from megatron_ziya.checkpoint.reader import Reader
 
     weights = open_weights(options.path, check=False)
     a: Architecture = weights.architecture
@@ -123,6 +125,7 @@ def info(argv: Sequence[str]) -> int:
         ("heads", f"{a.heads}, of keys and values {a.kv_heads}, size {a.head_size}"),
         ("positions", f"{a.max_positions:,}, rope theta {a.rope_theta:g}, linear scaling {a.rope_scaling:g}"),
         ("norm eps", f"{a.rms_norm_eps:g}"),
+        ("tokenizer", f"SHA-256 {weights.tokenizer}" if weights.tokenizer else "unknown"),
     ]
     for key in ("stage", "consumed_samples", "converted_from", "grown_from", "method"):
         if key in record:
@@ -141,9 +144,10 @@ def verify(argv: Sequence[str]) -> int:
     parser.add_argument("path", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory: its newest")
     options = parser.parse_args(list(argv))
 
-    from megatron_ziya.checkpoint.distributed import Reader, resolve
+    from megatron_ziya.checkpoint.reader import Reader, resolve
 
     reader = Reader(resolve(options.path))
+    reader.check()
     print(f"{reader.path}: {len(reader.manifest['files'])} files have the SHA-256 of the manifest")
     for kind in sorted(reader.kinds()):
         strange = [name for name in reader.shapes if not reader.read(name, kind).isfinite().all()]

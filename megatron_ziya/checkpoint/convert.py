@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ziya.checkpoint.distributed import Reader, fresh_folder, resolve, write_weights
+from megatron_ziya.checkpoint.distributed import fresh_folder, refuse_replacing, write_weights
 from megatron_ziya.checkpoint.huggingface import (
     CARRIED,
     TOKENIZER_FILES,
@@ -23,11 +23,13 @@ from megatron_ziya.checkpoint.huggingface import (
     config_of,
     copy_files,
     dtype_name,
+    fingerprint,
     names,
     read_json,
 )
 from megatron_ziya.checkpoint.load import stored_dtype
 from megatron_ziya.checkpoint.proof import Proof, prove
+from megatron_ziya.checkpoint.reader import Reader, check_tokenizer, resolve
 from megatron_ziya.checkpoint.streaming import SHARD_BYTES, Form, digest, require_space, write_model
 
 RECORD = "conversion.json"
@@ -54,9 +56,10 @@ def from_hf(source: Path, out: Path, verify: bool = True) -> Proof | None:
             yield name, tensor
 
     temporary = out.with_name(out.name + ".tmp")
-    with TemporaryDirectory() as carried:
-        copy_files(source, Path(carried))
-        write_weights(temporary, folder.architecture, weights(), Path(carried), {"converted_from": str(source)})
+    with TemporaryDirectory() as private:
+        carried = Path(private) / "huggingface"  # the temporary folder itself is closed to others, and so a copy of it
+        copy_files(source, carried)
+        write_weights(temporary, folder.architecture, weights(), carried, {"converted_from": str(source)})
     proof = prove(expected, folder.architecture, Reader(temporary), source) if verify else None
     settle(temporary, out, "manifest.json", proof)
     return proof
@@ -73,8 +76,8 @@ def to_hf(
     """Write a checkpoint, or the newest one of a run directory, as a Hugging Face folder.
 
     The weights keep their type unless `dtype` says otherwise; a wider one takes the FP32 masters where there are any.
-    `tokenizer` is a folder that replaces the tokenizer files the checkpoint carries. Returns the proof, None without.
-    Raises ValueError or FileNotFoundError.
+    `tokenizer` is a folder that replaces the tokenizer files the checkpoint carries; its tokenizer.model must be the
+    checkpoint's own where that is known. Returns the proof, None without. Raises ValueError or FileNotFoundError.
     """
     reader = Reader(resolve(source))
     check_target(out, reader.path)
@@ -86,6 +89,10 @@ def to_hf(
     forms = {name: Form(reader.shapes[n], dtype or stored_dtype(reader, n, kind)) for n, name in theirs.items()}
     carried = reader.path / "huggingface"
     say_tokenizer(tokenizer or carried, a.vocabulary_size)
+    if tokenizer is not None:
+        check_tokenizer(reader, fingerprint(tokenizer), f"the folder {tokenizer}")
+    elif not any((carried / name).is_file() for name in TOKENIZER_FILES):
+        print("no tokenizer is written: the checkpoint carries none; give --tokenizer FOLDER to add one")
     token_ids = token_ids_of(tokenizer) if tokenizer else {}
     temporary = fresh_folder(out)
     written = write_model(temporary, forms, lambda name: reader.read(logical[name], kind), shard_bytes)
@@ -145,12 +152,13 @@ def check_vocabulary(tokenizer: Path, pieces: int, rows: int) -> None:
 
 
 def check_target(out: Path, source: Path) -> None:
-    """Raises ValueError when `out` is the source or holds something that no conversion of ours wrote."""
+    """Raises ValueError when `out` is the source, holds a run's work, or what no conversion of ours wrote."""
     if out.resolve() == source.resolve():
         raise ValueError(f"{out} is the source itself; give another folder")
     ours = (out / "manifest.json").is_file() or (out / RECORD).is_file()
     if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and was not written by a conversion; give another folder or remove it")
+    refuse_replacing(out)
 
 
 def settle(temporary: Path, out: Path, record: str, proof: Proof | None) -> None:

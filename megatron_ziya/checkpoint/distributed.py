@@ -1,10 +1,11 @@
-"""The checkpoint format: every rank writes its own part, and any layout reads it.
+"""The checkpoint format and its writers: every rank writes its own part, and any layout reads it (reader.py).
 
     step_000100/
       manifest.json             format version, step, architecture, files with their SHA-256, what the run adds
       rank_00000.safetensors    one file a writer
       recipe.toml               the resolved recipe of the run
-      huggingface/              tokenizer and configuration files that travel with the model, if it came with some
+      huggingface/              tokenizer and configuration files that travel with the model, if it came with some;
+                                the manifest then has the SHA-256 of tokenizer.model as `tokenizer`
 
 A tensor in a file is a *segment*, and its key says what it is:
 
@@ -17,121 +18,25 @@ renamed when it is whole.
 """
 
 import dataclasses
-import hashlib
 import json
-import math
 import os
-import re
 import shutil
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_ziya import config
+from megatron_ziya.checkpoint.huggingface import fingerprint
+from megatron_ziya.checkpoint.reader import FORMAT, Reader, Segment, check_tokenizer, resolve, sha256, steps
 from megatron_ziya.config import Architecture
 from megatron_ziya.model.weights import shapes
 
-FORMAT = 1
+__all__ = ["Reader", "Segment", "check_tokenizer", "resolve", "steps"]  # reader.py's, so that one import does
+
 FILE_BYTES = 1 << 30  # `write_weights` starts a new file after this much
-
-
-class Segment(NamedTuple):
-    """A run of elements of a box of a logical weight."""
-
-    kind: str
-    name: str
-    dim: int
-    start: int
-    size: int
-    first: int
-    last: int
-
-    def key(self) -> str:
-        return f"{self.kind}|{self.name}|{self.dim}:{self.start}:{self.size}|{self.first}:{self.last}"
-
-    @classmethod
-    def of_key(cls, key: str) -> "Segment":
-        kind, name, box, span = key.split("|")
-        return cls(kind, name, *map(int, box.split(":")), *map(int, span.split(":")))
-
-
-class Reader:
-    """A checkpoint folder, open for reading whole logical tensors."""
-
-    def __init__(self, path: Path | str, check: bool = True) -> None:
-        """Raises FileNotFoundError, or ValueError when the folder is not a whole checkpoint of ours.
-
-        `check` compares the SHA-256 of every file with the manifest.
-        """
-        self.path = Path(path)
-        manifest = self.path / "manifest.json"
-        if not manifest.is_file():
-            raise FileNotFoundError(f"{self.path} is not a checkpoint: it has no manifest.json")
-        try:
-            self.manifest: dict[str, Any] = json.loads(manifest.read_text())
-        except ValueError as error:
-            raise ValueError(f"{manifest} is not JSON ({error}); the checkpoint is damaged") from None
-        version = self.manifest.get("format")
-        if version != FORMAT:
-            raise ValueError(f"{manifest}: format {version}, this program reads {FORMAT}; use a matching version")
-        self.architecture: Architecture = config.from_dict(Architecture, self.manifest["architecture"])
-        self.step: int = self.manifest["step"]
-        self.shapes = shapes(self.architecture)
-        self.segments: dict[tuple[str, str], list[tuple[Segment, Any]]] = defaultdict(list)
-        for file, digest in self.manifest["files"].items():
-            self._open(self.path / file, digest if check else None)
-
-    def _open(self, file: Path, digest: str | None) -> None:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing from the checkpoint")
-        if digest is not None and sha256(file) != digest:
-            raise ValueError(f"{file} does not have the SHA-256 of its manifest; the file is damaged")
-        try:
-            handle = safe_open(file, framework="pt")
-        except SafetensorError as error:
-            raise ValueError(f"{file} is no whole safetensors file ({error}); the checkpoint is damaged") from None
-        for key in sorted(handle.keys()):
-            segment = Segment.of_key(key)
-            self.segments[segment.kind, segment.name].append((segment, handle))
-
-    def kinds(self) -> set[str]:
-        """Which of `weight`, `master`, `exp_avg`, `exp_avg_sq` are there."""
-        return {kind for kind, _ in self.segments}
-
-    def read(self, name: str, kind: str = "weight") -> Tensor:
-        """A whole logical tensor, put together from its segments. Raises ValueError when part of it is missing."""
-        parts = self.segments.get((kind, name), [])
-        if name not in self.shapes or not parts:
-            raise ValueError(f"{self.path} has no {kind} {name}")
-        shape = self.shapes[name]
-        boxes: dict[tuple[int, int, int], list[tuple[Segment, Any]]] = defaultdict(list)
-        for segment, handle in parts:
-            boxes[segment.dim, segment.start, segment.size].append((segment, handle))
-        whole, found = None, 0
-        for (dim, start, size), segments in boxes.items():
-            flat = None
-            for segment, handle in segments:
-                values = handle.get_tensor(segment.key())
-                if flat is None:
-                    flat = values.new_empty(math.prod(size if d == dim else n for d, n in enumerate(shape)))
-                flat[segment.first : segment.last] = values
-                found += values.numel()
-            assert flat is not None
-            if size == shape[dim]:
-                whole = flat.view(shape)
-            else:
-                whole = flat.new_empty(shape) if whole is None else whole
-                box = whole.narrow(dim, start, size)
-                box.copy_(flat.view(box.shape))
-        if whole is None or found != math.prod(shape):
-            raise ValueError(f"{self.path}: {found} of {math.prod(shape)} elements of {kind} {name} are there")
-        return whole
 
 
 def write_weights(
@@ -143,9 +48,11 @@ def write_weights(
 ) -> None:
     """Write a checkpoint of weights alone from one process, one tensor after the other.
 
-    `huggingface` is a folder whose files travel along. Raises ValueError for unknown names, wrong shapes and gaps.
+    `huggingface` is a folder whose files travel along. Raises ValueError for unknown names, wrong shapes and gaps,
+    and for a `path` that holds a run's work.
     """
     path = Path(path)
+    refuse_replacing(path)
     wanted = shapes(architecture)
     temporary = fresh_folder(path)
     files: dict[str, str] = {}
@@ -210,7 +117,10 @@ def fresh_folder(path: Path) -> Path:
 
 def write_file(file: Path, tensors: dict[str, Tensor]) -> str:
     """Write one safetensors file; returns its SHA-256."""
+    file.touch()
+    mode = file.stat().st_mode
     save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, file)
+    file.chmod(mode)  # safetensors makes it 0600 whatever the umask
     return sha256(file)
 
 
@@ -228,6 +138,9 @@ def finish(
         shutil.copytree(huggingface, temporary / "huggingface")
     sizes = {f.name: getattr(architecture, f.name) for f in dataclasses.fields(Architecture)}
     manifest = {"format": FORMAT, "step": step, "architecture": sizes, "files": files, **extra}
+    carried = fingerprint(temporary / "huggingface")
+    if carried:
+        manifest["tokenizer"] = carried
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     for file in temporary.iterdir():
         if file.is_file():
@@ -237,32 +150,31 @@ def finish(
     _sync(path.parent)
 
 
-def steps(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    whole = [p for p in folder.glob("step_*") if re.fullmatch(r"step_\d+", p.name) and (p / "manifest.json").is_file()]
-    return sorted(whole, key=lambda p: int(p.name.removeprefix("step_")))
+def prune(folder: Path, keep: int, saved: Path | None = None) -> None:
+    """Remove all but `saved` (default: the newest) and the `keep - 1` newest others. 0 keeps all.
 
-
-def resolve(path: Path | str) -> Path:
-    """A checkpoint folder, or the newest one of a run directory. Raises FileNotFoundError when there is none."""
-    path = Path(path)
-    if (path / "manifest.json").is_file():
-        return path
-    found = steps(path / "checkpoints") or steps(path)
-    if not found:
-        raise FileNotFoundError(f"{path} is neither a checkpoint nor a run directory with checkpoints/step_N in it")
-    return found[-1]
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints."""
-    for old in steps(folder)[:-keep]:
+    Raises ValueError for a negative `keep`.
+    """
+    if keep < 0:
+        raise ValueError(f"checkpoint.keep={keep} must be 0 (keep all) or more")
+    found = steps(folder)
+    if not found or keep == 0:
+        return
+    saved = saved or found[-1]
+    others = [path for path in found if path.resolve() != saved.resolve()]
+    for old in others[: max(len(others) - (keep - 1), 0)]:
         shutil.rmtree(old)
 
 
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def refuse_replacing(path: Path) -> None:
+    """Raises ValueError when `path` is there and belongs to a run, or is a checkpoint with optimizer state."""
+    if not path.exists():
+        return
+    for above in path.resolve().parents:
+        if above.name == "checkpoints" and ((above.parent / "recipe.toml").is_file() or steps(above)):
+            raise ValueError(f"{path} belongs to the run {above.parent} and is not replaced; give another folder")
+    if (path / "manifest.json").is_file() and Reader(path, check=False).kinds() - {"weight"}:
+        raise ValueError(f"{path} is a checkpoint with optimizer state and is not replaced; give another folder")
 
 
 def _sync(path: Path) -> None:

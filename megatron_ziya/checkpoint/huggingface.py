@@ -3,6 +3,7 @@
 `LAYER` and `OUTER` are the one table of names, used both ways. convert.py moves whole models.
 """
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -190,6 +191,12 @@ def copy_files(source: Path, target: Path, patterns: tuple[str, ...] = CARRIED) 
                 shutil.copyfile(file, target / file.name)
 
 
+def fingerprint(folder: Path) -> str:
+    """What `Tokenizer.fingerprint` gives for the folder's tokenizer.model, its SHA-256; "" where there is none."""
+    file = folder / "tokenizer.model"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +206,13 @@ class HuggingFaceFolder:
     def __init__(self, path: Path | str) -> None:
         """Raises FileNotFoundError, or ValueError when it is not LLaMA, lacks a tensor, or has one too many."""
         self.path = Path(path)
+        if not self.path.is_dir():
+            raise FileNotFoundError(
+                f"{self.path}: no such folder; a model of the Hugging Face Hub must be downloaded first, for example "
+                f"with `hf download NAME --local-dir DIR`; then give DIR"
+            )
+        self.tokenizer = fingerprint(self.path)
+        """Of the tokenizer that lies with the model; "" when unknown."""
         self.config: dict[str, Any] = read_json(self.path / "config.json")
         self.architecture = architecture_of(self.config, self.path / "config.json")
         self.shapes, self.names = shapes(self.architecture), names(self.architecture)

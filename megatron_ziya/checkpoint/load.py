@@ -5,15 +5,15 @@ from pathlib import Path
 import torch
 
 import ziya_kernels
-from megatron_ziya.checkpoint.distributed import Reader, resolve
-from megatron_ziya.checkpoint.huggingface import HuggingFaceFolder, dtype_of_code
+from megatron_ziya.checkpoint.huggingface import HuggingFaceFolder
+from megatron_ziya.checkpoint.reader import Reader, resolve
 from megatron_ziya.config import Parallel
 from megatron_ziya.model import parallelize
 from megatron_ziya.model.llama import Llama
 from megatron_ziya.parallel.mesh import Mesh
 
 Weights = Reader | HuggingFaceFolder
-"""Both have `path`, `architecture`, `shapes`, `kinds()` and `read(name, kind)`."""
+"""Both have `path`, `architecture`, `tokenizer`, `shapes`, `kinds()` and `read(name, kind)`."""
 
 
 def open_weights(path: Path | str, check: bool = True) -> Weights:
@@ -31,8 +31,8 @@ def stored_dtype(weights: Weights, name: str, kind: str = "weight") -> torch.dty
     """The type of a logical tensor, read from the header of its file."""
     if isinstance(weights, HuggingFaceFolder):
         return weights.dtype(name)
-    segment, handle = weights.segments[kind, name][0]
-    return dtype_of_code(handle.get_slice(segment.key()).get_dtype())
+    segment, file = weights.segments[kind, name][0]
+    return file.dtype(segment)
 
 
 def model_of(weights: Weights, device: torch.device, dtype: torch.dtype, kernels: str = "auto") -> Llama:

@@ -4,12 +4,12 @@ ZeRO-1 cuts a bucket without regard to where a weight ends, so a share begins an
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from megatron_ziya.checkpoint.distributed import Reader, Segment
+from megatron_ziya.checkpoint.reader import Reader, Segment
 from megatron_ziya.model.parallelize import Piece
 from megatron_ziya.optimizer import State
 from megatron_ziya.parallel.data import Bucket
@@ -30,6 +30,11 @@ def owned_segments(states: Iterable[State], pieces: Pieces) -> Iterator[tuple[Se
                 yield segment, flat[local]
 
 
+def weights_of(reader: Reader) -> Callable[[Piece], Tensor]:
+    """What `parallelize.fill_pieces` asks for, read from a checkpoint of any layout."""
+    return lambda piece: reader.read_box(piece.name, "weight", piece.dim, piece.start, piece.size)
+
+
 @torch.no_grad()
 def restore(reader: Reader, states: Iterable[State], pieces: Pieces) -> None:
     """Fill masters and moments of this rank's shares from a checkpoint of any layout.
@@ -42,7 +47,8 @@ def restore(reader: Reader, states: Iterable[State], pieces: Pieces) -> None:
                 continue
             stored = "weight" if kind == "master" and "master" not in reader.kinds() else kind
             for piece, local, box in _overlaps(state.bucket, pieces):
-                flat[local] = piece.of_logical(reader.read(piece.name, stored)).reshape(-1)[box]
+                run = Segment(stored, piece.name, piece.dim, piece.start, piece.size, box.start, box.stop)
+                flat[local] = reader.read_run(run)
 
 
 def _held(state: State) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
     from megatron_ziya.checkpoint.load import Weights
     from ziya_data.tokenizer import Tokenizer
+
+
+USUAL_TOKENS = 64
 
 
 def _parser(name: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -25,7 +29,9 @@ def _parser(name: str, description: str, example: str) -> argparse.ArgumentParse
     )
     parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; default: the one that lies with the model")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto (default) = a GPU if there is one"
+    )
     parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument(
         "--threads", type=int, help="CPU threads; default: torch's choice, OMP_NUM_THREADS or all cores"
@@ -61,7 +67,11 @@ def perplexity(argv: Sequence[str]) -> int:
     for language, file in texts.items():
         documents = measure.read_texts(file, options.max_characters)
         results[language] = measure.evaluate(model, tokenizer, documents, length, device)
-        print(f"{language}: {results[language].predicted:,} tokens, {time.monotonic() - begin:.1f} s", flush=True)
+        print(
+            f"{language}: {results[language].predicted:,} of {results[language].tokens:,} tokens predicted, "
+            f"{time.monotonic() - begin:.1f} s",
+            flush=True,
+        )
     print(measure.table(results))
     if options.out:
         _write(options.out, {
@@ -83,20 +93,33 @@ def generate(argv: Sequence[str]) -> int:
         "generate", "Continue a prompt.", '--model runs/demo/stage1 --tokenizer wide --prompt "The history of"'
     )
     parser.add_argument("--prompt", action="append", required=True, help="may be given more than once")
-    parser.add_argument("--tokens", type=int, default=64, help="at most so many new tokens (default 64)")
+    parser.add_argument("--tokens", type=int, help="at most so many new tokens (default 64, or what fits)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) = greedy")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this joint probability (default 1)"
+    )
+    parser.add_argument("--seed", type=int, default=1234, help="of what is drawn (default 1234)")
     parser.add_argument("--bos", action="store_true", help="begin with <s>, as LLaMA was trained; our own runs are not")
-    parser.add_argument("--with", dest="engine", choices=("megatron-ziya", "transformers"), default="megatron-ziya")
+    parser.add_argument(
+        "--with",
+        dest="engine",
+        choices=("megatron-ziya", "transformers"),
+        default="megatron-ziya",
+        help="which program's model and sampling (default megatron-ziya)",
+    )
     options = parser.parse_args(list(argv))
 
     from megatron_ziya.checkpoint.load import model_of
     from megatron_ziya.evaluate import generate as generation
 
-    sampling = generation.Sampling(options.tokens, options.temperature, options.top_p, options.seed)
+    sampling = generation.Sampling(
+        1 if options.tokens is None else options.tokens, options.temperature, options.top_p, options.seed
+    )
     weights, tokenizer, device, dtype = _open(options)
     prompts = [[tokenizer.bos_id] * options.bos + tokenizer.encode(text) for text in options.prompt]
+    if options.tokens is None:
+        left = weights.architecture.max_positions - max(map(len, prompts))
+        sampling = replace(sampling, tokens=max(1, min(USUAL_TOKENS, left)))
     ends = tokenizer.eos_id, tokenizer.vocab_size
     if options.engine == "transformers":
         if not (options.model / "config.json").is_file():
@@ -128,6 +151,7 @@ def _open(options: argparse.Namespace) -> "tuple[Weights, Tokenizer, torch.devic
     from megatron_ziya.checkpoint.convert import check_vocabulary
     from megatron_ziya.checkpoint.huggingface import dtype_of
     from megatron_ziya.checkpoint.load import open_weights
+    from megatron_ziya.checkpoint.reader import require_same_tokenizer
     from megatron_ziya.process import prepare
     from ziya_data.tokenizer import Tokenizer
 
@@ -135,7 +159,10 @@ def _open(options: argparse.Namespace) -> "tuple[Weights, Tokenizer, torch.devic
     weights = open_weights(options.model)
     inside = weights.path / "huggingface"
     folder = options.tokenizer or (inside if inside.is_dir() else weights.path)
+    if options.tokenizer is None and not (folder / "tokenizer.model").is_file():
+        raise FileNotFoundError(f"no tokenizer lies with the model {weights.path}; give --tokenizer FOLDER")
     tokenizer = Tokenizer.load(folder)
+    require_same_tokenizer(weights.tokenizer, weights.path, tokenizer.fingerprint(), f"--tokenizer {folder}")
     check_vocabulary(folder, tokenizer.vocab_size, weights.architecture.vocabulary_size)
     usual = torch.float32 if device.type == "cpu" else torch.bfloat16
     return weights, tokenizer, device, dtype_of(options.dtype) if options.dtype else usual

@@ -37,14 +37,14 @@ class Sampling:
 def generate(model: Llama, prompt: Sequence[int], sampling: Sampling, eos_id: int, pieces: int) -> list[int]:
     """The new tokens after `prompt`, without eos. Rows from `pieces` on are padding and never chosen.
 
-    Raises ValueError for an empty or too long prompt."""
+    Raises ValueError for an empty prompt, and when it and the new tokens do not fit the model's positions."""
     positions = model.architecture.max_positions
-    _check_prompt(prompt, positions)
+    _check_prompt(prompt, positions, sampling.tokens)
     assert model.norm is not None and model.head is not None, "needs the whole model"
     device = model.head.weight.device
     generator = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt)
-    while len(ids) - len(prompt) < sampling.tokens and len(ids) < positions:
+    while len(ids) - len(prompt) < sampling.tokens:
         tokens = torch.tensor([ids], device=device)
         batch = MicroBatch(tokens, tokens, torch.ones_like(tokens, dtype=torch.bool), None)
         last = model.norm(model.hidden(tokens.flatten(), batch)[-1:])
@@ -78,14 +78,14 @@ def generate_with_transformers(
     padding = list(range(pieces, model.config.vocab_size))
     found = []
     for prompt in prompts:
-        _check_prompt(prompt, positions)
+        _check_prompt(prompt, positions, sampling.tokens)
         torch.manual_seed(sampling.seed)
         ids = torch.tensor([list(prompt)])
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=bool(drawn),
-            max_new_tokens=min(sampling.tokens, positions - len(prompt)),
+            max_new_tokens=sampling.tokens,
             eos_token_id=eos_id,
             pad_token_id=eos_id,
             suppress_tokens=padding or None,
@@ -96,8 +96,13 @@ def generate_with_transformers(
     return found
 
 
-def _check_prompt(prompt: Sequence[int], positions: int) -> None:
+def _check_prompt(prompt: Sequence[int], positions: int, new: int) -> None:
     if not prompt:
         raise ValueError("the prompt is empty; give some text, or --bos")
     if len(prompt) >= positions:
         raise ValueError(f"the prompt has {len(prompt)} tokens, the model {positions} positions; shorten the prompt")
+    if len(prompt) + new > positions:
+        raise ValueError(
+            f"tokens={new} new ones after a prompt of {len(prompt)} do not fit the model's {positions} positions; "
+            f"ask for at most {positions - len(prompt)}"
+        )

@@ -163,16 +163,21 @@ def _batch(packed: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], device: 
 
 
 def table(results: dict[str, Result]) -> str:
-    """One line a language."""
-    head = (
-        f"{'language':<10}{'characters':>12}{'tokens':>10}{'loss':>9}{'per token':>12}{'bits/char':>11}{'per char':>10}"
+    """One line a language, columns as wide as what is in them."""
+    cells = [("language", "characters", "tokens", "predicted", "loss", "per token", "bits/char", "per char")]
+    for language, r in results.items():
+        counts = f"{r.characters:,}", f"{r.tokens:,}", f"{r.predicted:,}"
+        per_token = f"{r.loss:.4f}", f"{r.perplexity:,.2f}"
+        cells.append(
+            (language, *counts, *per_token, f"{r.bits_per_character:.4f}", f"{r.perplexity_per_character:,.3f}")
+        )
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in cells
     )
-    lines = [
-        f"{language:<10}{r.characters:>12,}{r.tokens:>10,}{r.loss:>9.4f}{r.perplexity:>12,.2f}"
-        f"{r.bits_per_character:>11.4f}{r.perplexity_per_character:>10.3f}"
-        for language, r in results.items()
-    ]
-    return "\n".join([head, *lines])
 
 
 def to_json(results: dict[str, Result]) -> dict[str, dict[str, float]]:

@@ -101,6 +101,26 @@ def test_old_checkpoints_go_and_the_newest_stay(tmp_path, dataset):
     assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["step_000004", "step_000005"]
 
 
+def hashed_by(recipe: Recipe) -> list[str]:
+    """Go on with a run; which files this rank has compared with the manifest."""
+    from megatron_ziya.checkpoint import reader
+
+    found, original = [], reader.sha256
+    reader.sha256 = lambda file: found.append(file.name) or original(file)
+    run_recipe(recipe)
+    reader.sha256 = original
+    return found
+
+
+def test_a_rank_checks_the_files_alone_that_it_needs(tmp_path, dataset):
+    directory = tmp_path / "run"
+    run_ranks(2, run_recipe, recipe(directory, dataset, 1, "bf16", pipeline=2))
+    same = run_ranks(2, hashed_by, recipe(directory, dataset, 2, "bf16", pipeline=2))
+    assert same == [["rank_00000.safetensors"], ["rank_00001.safetensors"]]
+    (one,) = run_ranks(1, hashed_by, recipe(directory, dataset, 3, "bf16"))
+    assert sorted(one) == ["rank_00000.safetensors", "rank_00001.safetensors"]
+
+
 def test_damage_is_seen(tmp_path, dataset):
     directory = tmp_path / "run"
     run_ranks(1, run_recipe, recipe(directory, dataset, 1, "fp32"))
@@ -109,7 +129,9 @@ def test_damage_is_seen(tmp_path, dataset):
     original = file.read_bytes()
     file.write_bytes(original[:-5] + bytes([original[-5] ^ 1]) + original[-4:])
     with pytest.raises(ValueError, match="does not have the SHA-256 of its manifest"):
-        Reader(checkpoint)
+        Reader(checkpoint).read("norm.weight")
+    with pytest.raises(AssertionError, match="does not have the SHA-256 of its manifest"):
+        run_ranks(1, run_recipe, recipe(directory, dataset, 2, "fp32"))
     file.unlink()
     with pytest.raises(FileNotFoundError, match="safetensors is missing"):
         Reader(checkpoint)

@@ -40,13 +40,13 @@ def test_greedy_equals_transformers(model, tokenizer, tmp_path):
     assert any(sample["tokens"] for sample in found[0])
 
 
-def test_drawn_tokens_repeat_with_the_seed_and_end_at_the_last_position():
+def test_drawn_tokens_repeat_with_the_seed_up_to_the_last_position():
     ours = our_model(A, transformers_model(A), torch.float32)
-    sampling = Sampling(tokens=500, temperature=1.5, top_p=0.9, seed=3)
+    sampling = Sampling(tokens=A.max_positions - 2, temperature=1.5, top_p=0.9, seed=3)
     first = generate(ours, [1, 5], sampling, eos_id=-1, pieces=600)
     assert first == generate(ours, [1, 5], sampling, eos_id=-1, pieces=600)
     assert len(first) == A.max_positions - 2 and max(first) < 600
-    assert first != generate(ours, [1, 5], Sampling(500, 1.5, 0.9, seed=4), eos_id=-1, pieces=600)
+    assert first != generate(ours, [1, 5], Sampling(A.max_positions - 2, 1.5, 0.9, seed=4), eos_id=-1, pieces=600)
     assert generate(ours, [1, 5], sampling, eos_id=first[3], pieces=600) == first[: first.index(first[3])]
 
 
@@ -82,5 +82,10 @@ def test_mistakes_are_told(model, tokenizer, tmp_path):
         commands.generate([*arguments, ""])
     with pytest.raises(ValueError, match="tokens, the model 64 positions"):
         commands.generate([*arguments, "a b " * 50])
+    with pytest.raises(
+        ValueError, match=r"tokens=500 new ones after a prompt of \d do not fit the model's 64 positions"
+    ):
+        commands.generate([*arguments, "a b", "--tokens", "500"])
+    assert commands.generate([*arguments, "a b " * 20]) == 0  # the default is what fits
     with pytest.raises(FileNotFoundError, match="neither a checkpoint nor a run directory"):
         commands.generate(["--model", str(tmp_path), "--tokenizer", str(tokenizer), "--prompt", "x"])

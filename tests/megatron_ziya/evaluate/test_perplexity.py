@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from models import our_model, save, small, train_tokenizer, transformers_model
 
 from megatron_ziya.evaluate import commands
-from megatron_ziya.evaluate.perplexity import evaluate, read_texts, rows
+from megatron_ziya.evaluate.perplexity import Result, evaluate, read_texts, rows, table
 
 CPU = torch.device("cpu")
 
@@ -96,7 +97,17 @@ def test_command_reads_every_kind_of_model_alike(tokenizer, theirs, tmp_path, ca
     assert found[0]["languages"] == found[1]["languages"] == found[2]["languages"]
     assert found[0]["languages"]["en"] == found[0]["languages"]["zh"]
     assert found[0]["languages"]["en"]["characters"] == 300
-    assert "bits/char" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "bits/char" in out
+    en = found[0]["languages"]["en"]
+    assert f"en: {en['predicted']:,} of {en['tokens']:,} tokens predicted" in out
+
+
+def test_columns_stay_apart_whatever_the_numbers():
+    big = Result(1, 10**12, 10**12, 10**12 - 1, 123456.7, 1e30, 1234.5, 1e12)
+    lines = table({"a language of a long name": big, "en": Result(1, 2, 3, 2, 0.5, 1.6, 0.7, 1.2)}).splitlines()
+    assert [len(line) for line in lines] == [len(lines[0])] * 3
+    assert len(re.split(r" {2,}", lines[1])) == len(re.split(r" {2,}", lines[0])) == 8
 
 
 def test_mistakes_are_told(tokenizer, tmp_path):

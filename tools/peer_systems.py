@@ -255,7 +255,7 @@ class Row:
 
 
 def ours(system: System, size: Size) -> Step:
-    """megatron-ziya's train_step, batch reading and all, as `megatron_ziya.train` calls it."""
+    """megatron-ziya's train_step with batch reading, as `megatron_ziya.train` calls it."""
     from megatron_ziya import batches, config, process, train
     from megatron_ziya.parallel import mesh as meshes
 
@@ -300,6 +300,7 @@ SYSTEMS = {
     "ours tp2 + sequence parallel": System(2, "fp32", ours, 1.35, {"tensor": 2}),
     "ours tp2": System(2, "fp32", ours, None, {"tensor": 2, "sequence": False}),
     "ours pp2 1f1b": System(2, "fp32", ours, 1.03, {"pipeline": 2}),
+    "ours pp2 zero-bubble": System(2, "fp32", ours, 1.03, {"pipeline": 2, "schedule": "zb-h1"}),
     "ours dp2 zero1": System(2, "fp32", ours, 1.05),
     "ours tp2 pp2 dp2": System(8, "fp32", ours, 1.6, {"tensor": 2, "pipeline": 2}),
 }

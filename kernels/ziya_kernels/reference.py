@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
+from ziya_kernels import attention_short
+
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     """The type to compute in: FP64 stays, everything else is FP32."""
@@ -126,6 +128,8 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
 # Tokens under which PyTorch's 16-bit attention on a CPU is slower than its FP32 one. One thread, forward and backward,
 # FP32 as a share of BF16, 8 heads of 32: 0.34 at 128 tokens, 0.70 at 256, 0.96 at 512, 1.06 at 1,024.
 SHORT = 512
+# From here up to `SHORT` matrix products are faster than either (`attention_short.py`).
+PRODUCTS = 128
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -171,8 +175,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> 
     """
     bounds = [] if starts is None else document_bounds(starts)
     whole = all(len(row) == 2 for row in bounds)
-    dtype = q.dtype
-    if q.device.type == "cpu" and (q.shape[1] < SHORT or not whole):
+    dtype, on_cpu = q.dtype, q.device.type == "cpu"
+    if on_cpu and whole and PRODUCTS <= q.shape[1] < SHORT:
+        return attention_short.attention(q, k, v)
+    if on_cpu and (q.shape[1] < SHORT or not whole):
         q, k, v = (x.to(_wide(dtype)) for x in (q, k, v))
     if whole:
         return _causal(q, k, v).to(dtype)

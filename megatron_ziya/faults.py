@@ -169,9 +169,15 @@ def _last_words(watch: Watch, error: BaseException) -> tuple[str, int]:
 def leave(message: str, code: int) -> None:
     """End this process at once: after a fault nothing that waits for another rank may be asked to finish."""
     if message:
-        print(message, file=sys.stderr, flush=True)
+        tell(message)
     sys.stdout.flush()
     os._exit(code)
+
+
+def tell(message: str) -> None:
+    """A line on stderr, in one write: `print` takes two, and the ranks share a terminal."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
 
 
 def check_replicas(buckets: Sequence[Bucket], mesh: Mesh) -> int:

@@ -376,11 +376,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, device, architecture.tied)
                 trainer = train(recipe, mesh, architecture, stop)
     except faults.Fault as error:
-        print(f"train: error: {error}", file=sys.stderr, flush=True)
+        faults.tell(f"train: error: {error}")
         return faults.EXIT_LOST
     except (ValueError, OSError, dist.DistNetworkError) as error:
         if speaks:
-            print(f"train: error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
+            faults.tell(f"train: error{f' on rank {rank}' if rank else ''}: {error}")
         return 2
     except KeyboardInterrupt:
         return EXIT_STOPPED

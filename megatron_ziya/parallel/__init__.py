@@ -2,6 +2,7 @@
 
 mesh.py           ranks -> groups, a frozen value passed as an argument
 collectives.py    the conjugate pairs of operations with their backward
+shared.py         the same through shared memory, between processes of one machine that compute on its CPU
 tensor.py         column and row linear, vocabulary-parallel embedding, sequence parallel
 cross_entropy.py  head and loss over a split vocabulary
 slices.py         how the layers are cut into pipeline slices, and what each costs

@@ -4,11 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ziya.model.linear import Parameter
-from megatron_ziya.parallel.collectives import Pending, all_reduce, start_reduce_scatter
+from megatron_ziya.parallel.collectives import Pending, all_reduce, start_reduce_scatter, start_spread
 from megatron_ziya.parallel.mesh import Axis, Mesh
 
 # Elements. Every weight begins on a cache line, so the bits of a product do not depend on its place; every share is
@@ -42,7 +41,7 @@ class Bucket:
         self.share = slice(mesh.data.index * share, (mesh.data.index + 1) * share)
         self.flat = torch.zeros(share * mesh.data.size, dtype=weights[0].dtype, device=mesh.device)
         self.pending: Pending | None = None
-        self.gathering: dist.Work | None = None
+        self.gathering: Pending | None = None
         for weight, offset in zip(weights, self.offsets, strict=True):
             view = self.flat[offset : offset + weight.numel()].view_as(weight)
             weight.data = view.copy_(weight.data)
@@ -85,14 +84,13 @@ class Bucket:
         """Start spreading this rank's share of the new weights to all. Until `arrive` nobody may read the weights."""
         assert self.gathering is None, "the weights of the step before were never waited for"
         if self.axis.size > 1:
-            share = self.flat[self.share].clone()  # gloo may write over its input when it is part of the output
-            self.gathering = dist.all_gather_single(self.flat, share, group=self.axis.group, async_op=True)
+            self.gathering = start_spread(self.flat, self.axis)
 
     def arrive(self) -> None:
         """Wait until the weights of all shares are here."""
         if self.gathering is not None:
-            self.gathering.wait()
-            self.gathering = None
+            gathering, self.gathering = self.gathering, None  # from here on the weights may be written
+            gathering.wait()
 
 
 def _aligned(elements: int) -> int:

@@ -122,7 +122,7 @@ class _Tree(Pending):
             for place, value in zip(self.places, super().wait().chunk(len(self.places)), strict=True):
                 push(nodes, Node(*place, value), self.rows)
             assert len(nodes) == 1 and nodes[0].first == 0, "the tree has no root"
-            self.result, self.places, self.work = nodes[0].value, [], None
+            self.result, self.places = nodes[0].value, []
         return self.result
 
 

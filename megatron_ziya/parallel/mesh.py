@@ -7,13 +7,15 @@ Ranks count tensor-parallel first, then data-parallel, then pipeline: the ranks 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from megatron_ziya.config import Run
+from megatron_ziya.parallel.shared import Board
+from megatron_ziya.parallel.shared import build as build_board
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Axis:
     index: int = 0
     ranks: tuple[int, ...] = (0,)
     group: dist.ProcessGroup | None = None
+    board: Board | None = None
+    """Shared memory, when these are processes of one machine that compute on its CPU."""
 
 
 @dataclass(frozen=True)
@@ -63,21 +67,26 @@ def build(tensor: int, pipeline: int, device: torch.device, tied: bool = False) 
         device=device,
         rank=rank,
         size=size,
-        tensor=_axis(grid.flatten(0, 1), rank),
-        data=_axis(grid.permute(0, 2, 1).flatten(0, 1), rank),
+        tensor=_axis(grid.flatten(0, 1), rank, device),
+        data=_axis(grid.permute(0, 2, 1).flatten(0, 1), rank, device),
         pipeline=_axis(stages, rank),
         tied=_axis(stages[:, [0, -1]], rank) if tied and pipeline > 1 else Axis(),
         lines=_lines(grid, rank),
     )
 
 
-def _axis(rows: torch.Tensor, rank: int) -> Axis:
-    """The row of `rows [groups, size]` that holds `rank`. Every rank must make every group, in the same order."""
+def _axis(rows: torch.Tensor, rank: int, device: torch.device | None = None) -> Axis:
+    """The row of `rows [groups, size]` that holds `rank`. Every rank must make every group, in the same order.
+
+    Axes with a `device` have collectives often enough for shared memory to pay.
+    """
     mine = Axis()
     for row in rows.tolist():
         group = dist.new_group(row) if len(row) > 1 else None
         if rank in row:
             mine = Axis(len(row), row.index(rank), tuple(row), group)
+    if mine.group is not None and device is not None and device.type == "cpu":
+        mine = replace(mine, board=build_board(mine.group, mine.index, mine.size))
     return mine
 
 

@@ -145,7 +145,7 @@ class _Step:
         assert tensor is not None
         target = schedule.stage_of[message.slice]
         if target == stage:
-            self.arrived[message] = Pending(tensor, None)
+            self.arrived[message] = Pending(tensor)
             return
         tensor = tensor.contiguous()
         other, group, tag = self._line(message, target)

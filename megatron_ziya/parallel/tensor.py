@@ -30,7 +30,7 @@ class _Column(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        inputs = start_gather(x, ctx.axis) if ctx.gather_again else Pending(x, None)
+        inputs = start_gather(x, ctx.axis) if ctx.gather_again else Pending(x)
         partial = dy @ weight
         start = start_reduce_scatter if ctx.sequence else start_all_reduce
         dx = start(partial, ctx.axis)

@@ -162,12 +162,13 @@ def overhead(rounds: int) -> dict[str, float]:
 def summarise(costs: dict[str, list[Cost]]) -> list[dict[str, Any]]:
     """A row a system: medians, and the share of transformers on one process with the same type.
 
-    The share is the median over rounds of the ratio within a round, which a busy neighbour moves least.
+    Shares are medians over rounds of the ratio within a round, which a busy neighbour moves least. `speedup` is in wall
+    seconds, so it means something only while as many cores are idle as the system has processes.
     """
     table = []
     for name, found in costs.items():
         system = SYSTEMS[name]
-        base = costs.get(f"{PEER}, {system.dtype}")
+        base, one = costs.get(f"{PEER}, {system.dtype}"), costs.get(f"ours, {system.dtype}")
         table.append(
             {
                 "system": name,
@@ -177,6 +178,7 @@ def summarise(costs: dict[str, list[Cost]]) -> list[dict[str, Any]]:
                 "cpu_seconds_least": min(c.cpu for c in found),
                 "wall_seconds": statistics.median(c.wall for c in found),
                 "share": base and statistics.median(a.cpu / b.cpu for a, b in zip(found, base, strict=True)),
+                "speedup": one and statistics.median(b.wall / a.wall for a, b in zip(found, one, strict=True)),
                 "target": system.target,
             }
         )
@@ -206,15 +208,17 @@ def markdown(result: dict[str, Any]) -> str:
         f"vocabulary {size['vocabulary']}, sequence {size['sequence']}, "
         f"{size['sequences']} sequences a step, micro-batch 1.",
         "",
-        "| system | processes | type | CPU s a step | least | wall s | share of transformers | at most |",
-        "|---|---|---|---|---|---|---|---|",
+        "| system | processes | type | CPU s a step | least | wall s | times as fast as ours on one process | "
+        "share of transformers | at most |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["table"]:
         share = f"{row['share']:.3f}" if row["share"] else "-"
+        speedup = f"{row['speedup']:.2f}" if row["speedup"] else "-"
         target = f"{row['target']:.2f}" if row["target"] else ""
         lines.append(
             f"| {row['system']} | {row['processes']} | {row['dtype']} | {row['cpu_seconds']:.3f} | "
-            f"{row['cpu_seconds_least']:.3f} | {row['wall_seconds']:.3f} | {share} | {target} |"
+            f"{row['cpu_seconds_least']:.3f} | {row['wall_seconds']:.3f} | {speedup} | {share} | {target} |"
         )
     if result["overhead_microseconds"]:
         lines += ["", "Python and dispatch, microseconds a layer and micro-batch (forward and backward, a rank):"]

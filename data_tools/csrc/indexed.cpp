@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "indexed/checksum.h"
 #include "indexed/corpus.h"
 #include "indexed/interleave.h"
 #include "indexed/megatron.h"
@@ -72,20 +73,40 @@ auto without_gil(Work work) {
 
 using Pieces = py::array_t<int64_t, py::array::c_style>;
 
-py::tuple row(const HeldCorpus& self, const Pieces& pieces, int64_t length, int64_t pad) {
+// One row of what `find` says: its pieces, found and copied without the interpreter's lock.
+template <class Find>
+py::tuple row_of(const HeldCorpus& self, int64_t length, int64_t pad, Find find) {
     py::array_t<int64_t> tokens(length + 1);
     py::array_t<int32_t> starts(length);
     py::array_t<bool> mask(length);
-    const auto* from = reinterpret_cast<const Piece*>(pieces.data());
-    const int64_t count = pieces.shape(0);
     auto* tokens_out = tokens.mutable_data();
     auto* starts_out = starts.mutable_data();
     auto* mask_out = mask.mutable_data();
     {
         py::gil_scoped_release release;
-        fill_row(self.corpus, from, count, length, pad, tokens_out, starts_out, mask_out);
+        const auto [pieces, count] = find();
+        fill_row(self.corpus, pieces, count, length, pad, tokens_out, starts_out, mask_out);
     }
-    return py::make_tuple(tokens, starts, mask);
+    return py::make_tuple(std::move(tokens), std::move(starts), std::move(mask));
+}
+
+py::tuple row(const HeldCorpus& self, const Pieces& pieces, int64_t length, int64_t pad) {
+    const auto* given = reinterpret_cast<const Piece*>(pieces.data());
+    const int64_t count = pieces.shape(0);
+    return row_of(self, length, pad, [&] { return std::pair(given, count); });
+}
+
+// Sample `number` of those that start in `epoch`, whose sample index is given.
+py::tuple stream_row(const HeldCorpus& self, uint64_t key, int64_t epoch, const Pieces& index, int64_t number,
+                     int64_t length, int64_t pad) {
+    const int64_t* starts = index.data();
+    const uint64_t samples = index.shape(0);
+    std::vector<Piece> pieces;
+    return row_of(self, length, pad, [&] {
+        const uint64_t slot = Permutation(key, epoch, kSamples, samples)(number);
+        pieces = self.corpus.stream_pieces(key, epoch, starts[2 * slot], starts[2 * slot + 1], length + 1);
+        return std::pair<const Piece*, int64_t>(pieces.data(), pieces.size());
+    });
 }
 
 // (document index, sample index, shuffle index); the callers have bounded every count.
@@ -115,12 +136,38 @@ py::tuple megatron_indexes(const HeldCorpus& self, uint32_t seed, int64_t epochs
                           numpy_of(std::move(shuffle), {samples}));
 }
 
+template <class T>
+py::tuple packed(const HeldCorpus& self, const PieceCounts& counts, uint64_t key, int64_t epoch, int64_t length) {
+    Packed<T> made = without_gil([&] { return pack<T>(self.corpus, counts, key, epoch, length); });
+    const py::ssize_t columns = counts.cut ? 2 : 1, rows = made.rows.size();
+    return py::make_tuple(numpy_of(std::move(made.pieces), {counts.pieces, columns}),
+                          numpy_of(std::move(made.rows), {rows}));
+}
+
+// (document, first token, tokens) of the pieces that `packed` numbers.
+py::array_t<int64_t> packed_pieces(const HeldCorpus& self,
+                                   const py::array_t<int64_t, py::array::c_style | py::array::forcecast>& numbered,
+                                   int64_t length) {
+    const py::ssize_t count = numbered.shape(0), columns = numbered.shape(1);
+    py::array_t<int64_t> pieces(std::vector<py::ssize_t>{count, 3});
+    const int64_t* from = numbered.data();
+    int64_t* out = pieces.mutable_data();
+    for (py::ssize_t p = 0; p < count; ++p, from += columns, out += 3) {
+        const int64_t first = columns == 2 ? from[1] * length : 0;
+        out[0] = from[0];
+        out[1] = first;
+        out[2] = std::min(length + 1, self.corpus.length(from[0]) - first);
+    }
+    return pieces;
+}
+
 py::array_t<int64_t> permute(uint64_t key, uint64_t epoch, uint64_t purpose, int64_t n) {
     py::array_t<int64_t> order(n);
     auto* out = order.mutable_data();
     py::gil_scoped_release release;
     const Permutation permutation(key, epoch, purpose, n);
-    for (int64_t i = 0; i < n; ++i) out[i] = permutation(i);
+    for (int64_t i = 0; i < n; i += Permutation::kBatch)
+        permutation.fill(i, std::min(Permutation::kBatch, n - i), reinterpret_cast<uint64_t*>(out + i));
     return order;
 }
 
@@ -141,6 +188,14 @@ py::array_t<uint64_t> document_hashes(const py::array_t<int64_t, py::array::c_st
     return hashes;
 }
 
+// zlib's CRC-32. kind: 0 plain, 1 carry-less products, 2 those on 512 bits; more than the processor can is cut down.
+uint32_t crc32_of(const py::buffer& data, uint32_t crc, int kind) {
+    const py::buffer_info held = data.request();
+    const auto able = static_cast<Cpu>(std::min(kind, static_cast<int>(cpu())));
+    py::gil_scoped_release release;
+    return crc32(held.ptr, held.size * held.itemsize, crc, able);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_indexed, m) {
@@ -152,6 +207,7 @@ PYBIND11_MODULE(_indexed, m) {
         const File file = as_file(given);
         return without_gil([&] { return check(file); });
     });
+    m.def("crc32", &crc32_of, py::arg("data"), py::arg("crc") = 0, py::arg("kind") = static_cast<int>(Cpu::wide));
     m.def("document_hashes", &document_hashes);
     m.def("permute", &permute);
     m.def("permute_one", [](uint64_t key, uint64_t epoch, uint64_t purpose, uint64_t n, uint64_t i) {
@@ -178,11 +234,16 @@ PYBIND11_MODULE(_indexed, m) {
              })
         .def("pack",
              [](const HeldCorpus& self, uint64_t key, int64_t epoch, int64_t length) {
-                 Packed packed = without_gil([&] { return pack(self.corpus, key, epoch, length); });
-                 const py::ssize_t n = packed.pieces.size(), rows = packed.rows.size();
-                 return py::make_tuple(as_array(std::move(packed.pieces), {n, 3}),
-                                       as_array(std::move(packed.rows), {rows}));
+                 const auto counts = without_gil([&] { return PieceCounts(self.corpus, length); });
+                 const bool small = std::max(counts.pieces, self.corpus.documents()) < UINT32_MAX;
+                 return small ? packed<uint32_t>(self, counts, key, epoch, length)
+                              : packed<int64_t>(self, counts, key, epoch, length);
              })
+        .def("packed_tokens",
+             [](const HeldCorpus& self, int64_t length) {
+                 return without_gil([&] { return PieceCounts(self.corpus, length).tokens; });
+             })
+        .def("packed_pieces", &packed_pieces)
         .def("megatron_indexes", &megatron_indexes)
         .def("listed_pieces",
              [](const HeldCorpus& self, const py::array_t<int32_t, py::array::c_style>& order, int64_t rank,
@@ -192,7 +253,8 @@ PYBIND11_MODULE(_indexed, m) {
                  const py::ssize_t n = pieces.size();
                  return as_array(std::move(pieces), {n, 3});
              })
-        .def("row", &row);
+        .def("row", &row)
+        .def("stream_row", &stream_row);
 
     py::class_<Interleave>(m, "Interleave")
         .def(py::init<std::vector<int64_t>>())

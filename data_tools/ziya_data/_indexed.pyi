@@ -2,6 +2,7 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 DOCUMENTS: int
 SAMPLES: int
@@ -12,6 +13,9 @@ FileTuple = tuple[_Bytes, _Bytes, _Bytes, _Bytes, int, int]
 
 def check(file: FileTuple) -> str:
     """What is wrong with the file's structure, or `""`."""
+
+def crc32(data: Buffer, crc: int = 0, kind: int = 2) -> int:
+    """zlib.crc32, faster. kind: 0 plain code, 1 with carry-less products, 2 with those on 512 bits, where there are."""
 
 def document_hashes(tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
     """[documents]: a hash of the ids of each; `tokens` [sum of lengths] are all of them in a row."""
@@ -32,8 +36,19 @@ class Corpus:
     def stream_pieces(self, key: int, epoch: int, rank: int, offset: int, count: int) -> NDArray[np.int64]:
         """[P, 3]: document, first token, token count of the pieces that make `count` tokens of the stream."""
 
-    def pack(self, key: int, epoch: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Pieces [P, 3] and rows [R + 1]: row r is made of pieces[rows[r]:rows[r + 1]]."""
+    def pack(
+        self, key: int, epoch: int, length: int
+    ) -> tuple[NDArray[np.uint32] | NDArray[np.int64], NDArray[np.int64]]:
+        """Pieces [P, 1 or 2] and rows [R + 1]: row r is made of pieces[rows[r]:rows[r + 1]].
+
+        A piece is (document, part of it); the second column is left out where no document is cut.
+        """
+
+    def packed_pieces(self, numbered: NDArray[np.uint32] | NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        """[P, 3]: document, first token, token count of pieces of `pack`."""
+
+    def packed_tokens(self, length: int) -> int:
+        """Of all rows of an epoch together, without padding."""
 
     def megatron_indexes(
         self, seed: int, epochs: int, samples_together: int, separate_last: bool, samples: int, length: int
@@ -47,6 +62,11 @@ class Corpus:
         self, pieces: NDArray[np.int64], length: int, pad: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
         """tokens [length + 1], starts [length], mask [length] of one row."""
+
+    def stream_row(
+        self, key: int, epoch: int, index: NDArray[np.int64], number: int, length: int, pad: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
+        """Sample `number` of those that start in `epoch`, in its order; `index` is that epoch's sample_index."""
 
 class Interleave:
     def __init__(self, weights: list[int]) -> None: ...

@@ -32,7 +32,7 @@ struct File {
         return sequence == sequence_count ? token_bytes : load<int64_t>(pointers, sequence);
     }
     int64_t begin(int64_t document) const {  // in tokens
-        return byte_offset(one_to_one ? document : load<int64_t>(documents, document)) / item_size;
+        return byte_offset(one_to_one ? document : load<int64_t>(documents, document)) >> __builtin_ctz(item_size);
     }
     int64_t length(int64_t document) const {
         return one_to_one ? load<int32_t>(lengths, document) : begin(document + 1) - begin(document);
@@ -46,13 +46,28 @@ struct Piece {
 
 // `__restrict__`: or the compiler must think that `out` may change the tokens, and widens one at a time.
 template <class T>
-inline void widen(const char* __restrict__ tokens, int64_t begin, int64_t count, int64_t* __restrict__ out) {
-    tokens += begin * static_cast<int64_t>(sizeof(T));
+ZIYA_INLINE void widen_each(const char* __restrict__ tokens, int64_t count, int64_t* __restrict__ out) {
     for (int64_t i = 0; i < count; ++i) {
         T value;
         std::memcpy(&value, tokens + i * sizeof(T), sizeof(T));
         out[i] = static_cast<int64_t>(value);
     }
+}
+
+#ifdef ZIYA_X86
+template <class T>
+ZIYA_WIDE void widen_wide(const char* tokens, int64_t count, int64_t* out) {
+    widen_each<T>(tokens, count, out);
+}
+#endif
+
+template <class T>
+inline void widen(const char* tokens, int64_t begin, int64_t count, int64_t* out) {
+    tokens += begin * static_cast<int64_t>(sizeof(T));
+#ifdef ZIYA_X86
+    if (cpu() == Cpu::wide) return widen_wide<T>(tokens, count, out);
+#endif
+    widen_each<T>(tokens, count, out);
 }
 
 class Corpus {
@@ -73,9 +88,40 @@ public:
         return files_[f].length(document - first_document_[f]);
     }
 
-    void prefetch_length(int64_t document) const {
+    // Documents that follow each other in an order, read together: their lengths lie all over the file, and are on
+    // their way before they are needed.
+    struct Documents {
+        uint64_t documents[Permutation::kBatch];
+        int64_t lengths[Permutation::kBatch];
+        int64_t count = 0;
+
+        void read(const Corpus& corpus, const Permutation& order, int64_t rank, int64_t wanted = Permutation::kBatch) {
+            count = std::min(wanted, corpus.documents_ - rank);
+            order.fill(rank, count, documents);
+            if (corpus.files_.size() == 1 && corpus.files_[0].one_to_one) {  // as most are; the loads overlap
+                const char* all = corpus.files_[0].lengths;
+                for (int64_t k = 0; k < count; ++k) lengths[k] = load<int32_t>(all, documents[k]);
+                return;
+            }
+            for (int64_t k = 0; k < count; ++k) corpus.prefetch_length(documents[k]);
+            for (int64_t k = 0; k < count; ++k) lengths[k] = corpus.length(documents[k]);
+        }
+    };
+
+    // Where the tokens of a document begin, on its way to the cache.
+    void prefetch_begin(int64_t document) const {
         const size_t f = file_of(document);
-        if (files_[f].one_to_one) __builtin_prefetch(files_[f].lengths + 4 * (document - first_document_[f]));
+        if (files_[f].one_to_one) __builtin_prefetch(files_[f].pointers + 8 * (document - first_document_[f]));
+    }
+
+    void prefetch_tokens(const Piece& piece) const {
+        const size_t f = file_of(piece.document);
+        const File& file = files_[f];
+        const char* begin =
+            file.tokens + (file.begin(piece.document - first_document_[f]) + piece.offset) * file.item_size;
+        // The processor sees by itself how a longer piece goes on.
+        const int64_t bytes = std::min<int64_t>(piece.count * file.item_size, 1024);
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(begin + at);
     }
 
     void copy(const Piece& piece, int64_t* out) const {
@@ -98,28 +144,24 @@ public:
     std::vector<int64_t> sample_index(uint64_t key, int64_t epoch, int64_t length) const {
         const Permutation order(key, epoch, kDocuments, documents_);
         const int64_t epoch_begin = epoch * tokens_;
-        int64_t next = (epoch_begin + length - 1) / length * length - epoch_begin;
-        std::vector<int64_t> index;
-        index.reserve(2 * (tokens_ / length + 2));
-        int64_t begin = 0;
-        // In batches, so that the lengths, all over the file, are on their way before they are needed.
-        constexpr int64_t kBatch = 64;
-        int64_t documents[kBatch];
-        for (int64_t first = 0; first < documents_; first += kBatch) {
-            const int64_t count = std::min(kBatch, documents_ - first);
-            for (int64_t k = 0; k < count; ++k) {
-                documents[k] = order(first + k);
-                prefetch_length(documents[k]);
-            }
-            for (int64_t k = 0; k < count; ++k) {
-                const int64_t end = begin + this->length(documents[k]);
-                for (; next < end; next += length) {
-                    index.push_back(first + k);
-                    index.push_back(next - begin);
+        const auto samples_before = [&](int64_t token) { return (token + length - 1) / length; };
+        const int64_t samples = samples_before(epoch_begin + tokens_) - samples_before(epoch_begin);
+        int64_t next = samples_before(epoch_begin) * length - epoch_begin, begin = 0;
+        std::vector<int64_t> index(2 * (samples + 1));
+        int64_t* out = index.data();
+        Documents batch;
+        for (int64_t first = 0; first < documents_; first += batch.count) {
+            batch.read(*this, order, first);
+            for (int64_t k = 0; k < batch.count; ++k) {
+                const int64_t end = begin + batch.lengths[k];
+                for (; next < end; next += length, out += 2) {
+                    out[0] = first + k;
+                    out[1] = next - begin;
                 }
                 begin = end;
             }
         }
+        index.resize(2 * samples);
         return index;
     }
 
@@ -127,22 +169,30 @@ public:
     std::vector<Piece> stream_pieces(uint64_t key, int64_t epoch, int64_t rank, int64_t offset,
                                      int64_t count) const {
         std::vector<Piece> pieces;
-        Permutation order(key, epoch, kDocuments, documents_);
-        while (count > 0) {
-            if (rank == documents_) {
-                order = Permutation(key, ++epoch, kDocuments, documents_);
-                rank = 0;
+        Documents batch;
+        for (; count > 0; ++epoch, rank = 0) {
+            const Permutation order(key, epoch, kDocuments, documents_);
+            // The first batch is as large as most rows need, so that a row does not look up documents in vain.
+            for (int64_t wanted = 16; count > 0 && rank < documents_; rank += batch.count, wanted = Permutation::kBatch) {
+                batch.read(*this, order, rank, wanted);
+                for (int64_t k = 0; k < std::min<int64_t>(16, batch.count); ++k) prefetch_begin(batch.documents[k]);
+                for (int64_t k = 0; count > 0 && k < batch.count; ++k) {
+                    const int64_t taken = std::min(batch.lengths[k] - offset, count);
+                    if (taken > 0) pieces.push_back({static_cast<int64_t>(batch.documents[k]), offset, taken});
+                    count -= taken;
+                    offset = 0;
+                }
             }
-            const int64_t document = order(rank++);
-            const int64_t taken = std::min(length(document) - offset, count);
-            if (taken > 0) pieces.push_back({document, offset, taken});
-            count -= taken;
-            offset = 0;
         }
         return pieces;
     }
 
 private:
+    void prefetch_length(int64_t document) const {
+        const size_t f = file_of(document);
+        if (files_[f].one_to_one) __builtin_prefetch(files_[f].lengths + 4 * (document - first_document_[f]));
+    }
+
     size_t file_of(int64_t document) const {
         if (files_.size() == 1) return 0;
         return std::upper_bound(first_document_.begin(), first_document_.end(), document) -
@@ -158,6 +208,8 @@ private:
 // padding, which forms a run of its own that is never predicted.
 inline void fill_row(const Corpus& corpus, const Piece* pieces, int64_t piece_count, int64_t length,
                      int64_t pad, int64_t* tokens, int32_t* starts, bool* mask) {
+    for (int64_t p = 0; p < piece_count; ++p) corpus.prefetch_begin(pieces[p].document);
+    for (int64_t p = 0; p < piece_count; ++p) corpus.prefetch_tokens(pieces[p]);
     int64_t at = 0;
     for (int64_t p = 0; p < piece_count; ++p) {
         const int64_t end = at + pieces[p].count;

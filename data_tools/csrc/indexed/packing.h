@@ -1,6 +1,8 @@
 // Packing: whole documents into rows by best-fit decreasing.
 #pragma once
 
+#include <utility>
+
 #include "corpus.h"
 
 namespace ziya {
@@ -24,68 +26,102 @@ private:
     std::vector<uint64_t> words_;
 };
 
-struct Packed {
-    std::vector<Piece> pieces;  // row by row
-    std::vector<int64_t> rows;  // row r is pieces [rows[r], rows[r + 1])
-};
-
-// Cuts every document into pieces of at most `length` + 1 tokens that overlap by one token (so that each
-// token but the document's first is predicted exactly once); nearly always that is one piece. Documents of
-// fewer than two tokens have nothing to predict and are left out. Pieces are in the epoch's document order.
-inline std::vector<Piece> cut(const Corpus& corpus, uint64_t key, int64_t epoch, int64_t length) {
-    const Permutation order(key, epoch, kDocuments, corpus.documents());
-    std::vector<Piece> pieces;
-    pieces.reserve(corpus.documents());
-    for (int64_t rank = 0; rank < corpus.documents(); ++rank) {
-        const int64_t document = order(rank), tokens = corpus.length(document);
-        for (int64_t offset = 0; offset + 1 < tokens; offset += length)
-            pieces.push_back({document, offset, std::min(length + 1, tokens - offset)});
-    }
-    return pieces;
+// Every document is cut into pieces of at most `length` + 1 tokens that overlap by one token (so that each token but the
+// document's first is predicted exactly once); nearly always that is one piece. Documents of fewer than two tokens have
+// nothing to predict and are left out.
+template <class Visit>
+inline void for_pieces(int64_t tokens, int64_t length, Visit visit) {
+    for (int64_t part = 0; part * length + 1 < tokens; ++part)
+        visit(part, std::min(length + 1, tokens - part * length));
 }
 
-// Longest piece first, each into the fullest row that still has room for it. The number of rows depends on
-// the lengths alone, so it is the same in every epoch; which documents of equal length meet depends on the
-// epoch.
-inline Packed pack(const Corpus& corpus, uint64_t key, int64_t epoch, int64_t length) {
-    const std::vector<Piece> pieces = cut(corpus, key, epoch, length);
-    const int64_t count = pieces.size(), capacity = length + 1;
-
-    std::vector<int64_t> slot(capacity + 2, 0), by_length(count);  // a counting sort, stable
-    for (const Piece& piece : pieces) ++slot[capacity - piece.count + 1];
-    for (int64_t i = 1; i < capacity + 2; ++i) slot[i] += slot[i - 1];
-    for (int64_t p = 0; p < count; ++p) by_length[slot[capacity - pieces[p].count]++] = p;
-
-    std::vector<int64_t> row_of(count), row_pieces;
-    std::vector<std::vector<int64_t>> with_room(capacity + 1);  // open rows by the tokens they have room for
-    Bits rooms(capacity + 1);                                   // the rooms for which there is a row
-    for (int64_t p : by_length) {
-        int64_t room = capacity, row = row_pieces.size();
-        const int64_t found = rooms.from(pieces[p].count);
-        if (found < 0) {
-            row_pieces.push_back(0);
-        } else {
-            room = found;
-            row = with_room[room].back();
-            with_room[room].pop_back();
-            if (with_room[room].empty()) rooms.erase(room);
-        }
-        row_of[p] = row;
-        ++row_pieces[row];
-        room -= pieces[p].count;
-        if (room >= 2) {  // no piece is shorter
-            if (with_room[room].empty()) rooms.insert(room);
-            with_room[room].push_back(row);
-        }
+// How many pieces of each size there are: all that best fit has to know.
+struct PieceCounts {
+    PieceCounts(const Corpus& corpus, int64_t length) : of_size(length + 2, 0) {
+        for (int64_t d = 0; d < corpus.documents(); ++d)
+            for_pieces(corpus.length(d), length, [&](int64_t part, int64_t size) {
+                ++of_size[size];
+                ++pieces;
+                tokens += size;
+                cut |= part > 0;
+            });
     }
+    std::vector<int64_t> of_size;
+    int64_t pieces = 0, tokens = 0;
+    bool cut = false;  // is any document
+};
 
-    Packed packed;
-    packed.rows.assign(1, 0);
-    for (int64_t pieces_here : row_pieces) packed.rows.push_back(packed.rows.back() + pieces_here);
-    // Inside a row the pieces keep the epoch's order: longest first would always show the long ones early.
-    std::vector<int64_t> next(packed.rows.begin(), packed.rows.end() - 1);
-    packed.pieces.resize(count);
-    for (int64_t p = 0; p < count; ++p) packed.pieces[next[row_of[p]]++] = pieces[p];
+// Row r is pieces [rows[r], rows[r + 1]); a piece is (document, part of it), or the document alone where none is cut.
+template <class T>
+struct Packed {
+    std::vector<T> pieces;
+    std::vector<int64_t> rows;
+};
+
+// The row of each piece, longest piece first, each into the fullest row that still has room for it; and how many pieces
+// there are in each row. The number of rows depends on the lengths alone, so it is the same in every epoch.
+template <class T>
+inline std::vector<T> best_fit(const PieceCounts& counts, std::vector<int64_t>& pieces_in_row) {
+    const int64_t capacity = counts.of_size.size() - 1;
+    constexpr T kNone = static_cast<T>(-1);
+    std::vector<T> row_of(counts.pieces), below;     // below[row]: the next open row with the same room
+    std::vector<T> with_room(capacity + 1, kNone);  // the open row that was last given that room
+    Bits rooms(capacity + 1);                       // the rooms for which there is a row
+    T* out = row_of.data();
+    for (int64_t size = capacity; size >= 2; --size)
+        for (int64_t k = 0; k < counts.of_size[size]; ++k) {
+            int64_t room = capacity;
+            T row = static_cast<T>(pieces_in_row.size());
+            const int64_t found = rooms.from(size);
+            if (found < 0) {
+                pieces_in_row.push_back(0);
+                below.push_back(kNone);
+            } else {
+                room = found;
+                row = with_room[room];
+                with_room[room] = below[row];
+                if (with_room[room] == kNone) rooms.erase(room);
+            }
+            *out++ = row;
+            ++pieces_in_row[row];
+            room -= size;
+            if (room >= 2) {  // no piece is shorter
+                if (with_room[room] == kNone) rooms.insert(room);
+                below[row] = with_room[room];
+                with_room[room] = row;
+            }
+        }
+    return row_of;
+}
+
+// Which documents of equal length meet depends on the epoch. Inside a row the pieces keep the epoch's order: longest
+// first would always show the long ones early. T holds every document's number and every piece's. Memory: 2 T a piece
+// (3 T where documents are cut), and T + 8 bytes a row.
+template <class T>
+inline Packed<T> pack(const Corpus& corpus, const PieceCounts& counts, uint64_t key, int64_t epoch, int64_t length) {
+    Packed<T> packed;
+    std::vector<int64_t>& rows = packed.rows;
+    const std::vector<T> row_of = best_fit<T>(counts, rows);
+    // Until a row is full, rows[r + 1] is the place of its next piece; then it is its end.
+    int64_t begin = 0;
+    for (int64_t& row : rows) begin += std::exchange(row, begin);
+    rows.insert(rows.begin(), 0);
+
+    const int64_t columns = counts.cut ? 2 : 1;
+    packed.pieces.resize(columns * counts.pieces);
+    std::vector<int64_t> next(counts.of_size.size(), 0);  // of the pieces of a size, in the order of row_of
+    for (int64_t size = next.size() - 2; size >= 0; --size) next[size] = next[size + 1] + counts.of_size[size + 1];
+    const Permutation order(key, epoch, kDocuments, corpus.documents());
+    Corpus::Documents batch;
+    for (int64_t rank = 0; rank < corpus.documents(); rank += batch.count) {
+        batch.read(corpus, order, rank);
+        for (int64_t k = 0; k < batch.count; ++k)
+            for_pieces(batch.lengths[k], length, [&](int64_t part, int64_t size) {
+                T* piece = &packed.pieces[columns * rows[row_of[next[size]++] + 1]++];
+                piece[0] = static_cast<T>(batch.documents[k]);
+                if (columns == 2) piece[1] = static_cast<T>(part);
+            });
+    }
     return packed;
 }
 

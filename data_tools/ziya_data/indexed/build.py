@@ -107,10 +107,13 @@ def build(
     """
     if workers < 1:
         raise ValueError(f"workers={workers} must be 1 or more")
+    if bad_limit < 0:
+        raise ValueError(f"bad_limit={bad_limit} must be 0 or more; 0 stops at the first bad record")
     if not 0 <= validation < 1:
         raise ValueError(f"validation={validation} must be a share of the documents, 0 to below 1")
     if "" in prompt_until:
         raise ValueError("prompt_until is empty; give the words that end a prompt")
+    prefix = format.prefix_of(prefix)
     files = expand(inputs)
     tokenizer = load_tokenizer(tokenizer_path)
     if tokenizer.eos_id < 0:

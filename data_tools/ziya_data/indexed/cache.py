@@ -15,13 +15,14 @@ import json
 import math
 import os
 import socket
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ziya_data import _indexed
 
 from .reader import IndexedDataset
 
@@ -67,7 +68,7 @@ def write(path: Path, arrays: Arrays) -> None:
     arrays = tuple(np.ascontiguousarray(array) for array in arrays)
     crc = 0
     for array in arrays:
-        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
+        crc = _indexed.crc32(array.reshape(-1).view(np.uint8).data, crc)
     header = {
         "version": CACHE_VERSION,
         "arrays": [[array.dtype.str, list(array.shape)] for array in arrays],
@@ -99,7 +100,7 @@ def read(path: Path) -> Arrays | None:
             return None
         shapes = [(np.dtype(dtype), tuple(shape)) for dtype, shape in header["arrays"]]
         sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in shapes]
-        if data.size != end + sum(sizes) or f"{zlib.crc32(data[end:].data):08x}" != header["crc32"]:
+        if data.size != end + sum(sizes) or f"{_indexed.crc32(data[end:].data):08x}" != header["crc32"]:
             return None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

@@ -43,17 +43,17 @@ def build(argv: list[str]) -> int:
         "--validation", type=float, default=0.0, metavar="SHARE", help="so much, by hash, goes to PREFIX.validation"
     )
     given = parser.parse_args(argv)
-    if given.output.endswith("/") or Path(given.output).is_dir():
-        folder = Path(given.output)
-        raise ValueError(
-            f"--output {given.output} is a folder; give a prefix such as {folder / (folder.name or 'data')}"
-        )
-    replaced = "replaced " if Path(f"{given.output}.idx").exists() else ""
+    prefix = format.output_prefix(given.output)
+    replaced = _replaced(prefix)
     report = build_dataset(
-        given.input, given.output, given.tokenizer, given.workers, given.bad_limit, given.prompt_until, given.validation
+        given.input, prefix, given.tokenizer, given.workers, given.bad_limit, given.prompt_until, given.validation
     )
-    print(f"{replaced}{given.output}.bin, .idx, .meta.json: {report}")
+    print(f"{replaced}{prefix}.bin, .idx, .meta.json: {report}")
     return 0
+
+
+def _replaced(prefix: str) -> str:
+    return "replaced " if Path(f"{prefix}.idx").exists() else ""
 
 
 def show(argv: list[str]) -> int:
@@ -68,17 +68,24 @@ def show(argv: list[str]) -> int:
         if not 0 <= given.document < len(dataset):
             raise ValueError(f"document={given.document} is not in {dataset.prefix}; it has 0 to {len(dataset) - 1}")
         ids = dataset[given.document].tolist()
-        print(_text(ids, given.tokenizer) if given.tokenizer else " ".join(map(str, ids)))
+        print(_text(ids, given.tokenizer, dataset) if given.tokenizer else " ".join(map(str, ids)))
         return 0
     for name, value in _facts(dataset):
         print(f"{name:<20} {value}")
     return 0
 
 
-def _text(ids: list[int], tokenizer_path: Path) -> str:
-    from ziya_data.tokenizer import Tokenizer
+def _text(ids: list[int], tokenizer_path: Path, dataset: IndexedDataset) -> str:
+    """Raises ValueError if the dataset tells that another tokenizer made its ids."""
+    from .build import load_tokenizer
 
-    return Tokenizer.load(tokenizer_path).decode(ids)
+    tokenizer = load_tokenizer(tokenizer_path)
+    made_by, given = dataset.meta.tokenizer if dataset.meta else "", tokenizer.fingerprint()
+    if made_by and made_by != given:
+        raise ValueError(
+            f"{dataset.prefix} was built with another tokenizer ({made_by[:12]}) than {tokenizer_path} ({given[:12]})"
+        )
+    return tokenizer.decode(ids)
 
 
 def _facts(dataset: IndexedDataset) -> list[tuple[str, str]]:
@@ -145,8 +152,10 @@ def merge(argv: list[str]) -> int:
         "--validation", type=float, default=0.0, metavar="SHARE", help="so much, by hash, goes to PREFIX.validation"
     )
     given = parser.parse_args(argv)
-    documents, tokens = merge_datasets(given.prefix, given.output, given.vocabulary, given.validation)
-    print(f"{given.output}.bin, .idx, .meta.json: {documents:,} documents, {tokens:,} tokens")
+    prefix = format.output_prefix(given.output)
+    replaced = _replaced(prefix)
+    documents, tokens = merge_datasets(given.prefix, prefix, given.vocabulary, given.validation)
+    print(f"{replaced}{prefix}.bin, .idx, .meta.json: {documents:,} documents, {tokens:,} tokens")
     return 0
 
 
@@ -161,6 +170,7 @@ def stats(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(argv)
     found = stats_of(format.prefix_of(given.prefix), given.top)
+    dataset = IndexedDataset(given.prefix)
     if given.json:
         print(json.dumps(dataclasses.asdict(found)))
         return 0
@@ -171,7 +181,7 @@ def stats(argv: list[str]) -> int:
         print(f"{size:>12,} {documents:>12,} {of_documents:>6.1%} {tokens:>15,} {of_tokens:>6.1%}")
     print(f"{found.used:,} different ids; the most frequent:")
     for token, count in found.ids:
-        piece = f"  {_text([token], given.tokenizer)!r}" if given.tokenizer else ""
+        piece = f"  {_text([token], given.tokenizer, dataset)!r}" if given.tokenizer else ""
         print(f"{token:>12} {count:>12,} {count / found.tokens:>6.2%}{piece}")
     return 0
 
@@ -196,7 +206,7 @@ def trace(argv: list[str]) -> int:
             if given.tokenizer:
                 dataset = datasets.setdefault(origin.path, IndexedDataset(origin.path))
                 ids = dataset[origin.document][origin.first : origin.first + min(origin.tokens, 24)].tolist()
-                text = f"  {_text(ids, given.tokenizer)!r}"
+                text = f"  {_text(ids, given.tokenizer, dataset)!r}"
             tokens = f"tokens {origin.first} to {origin.first + origin.tokens - 1}"
             print(f"row {row}  {origin.source}  {origin.path} document {origin.document}, {tokens}{text}")
     return 0

@@ -25,13 +25,14 @@ import dataclasses
 import json
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from ziya_data import _indexed
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -91,6 +92,15 @@ def prefix_of(path: str | os.PathLike[str]) -> str:
     return os.fspath(path).removesuffix(".bin").removesuffix(".idx")
 
 
+def output_prefix(path: str | os.PathLike[str]) -> str:
+    """The prefix of a dataset that is to be written. Raises ValueError for a folder, in which no name is given."""
+    name = os.fspath(path)
+    if not name or name.endswith(os.sep) or Path(name).is_dir():
+        prefix = Path(name) / (Path(name).name or "data")
+        raise ValueError(f"output {name or repr(name)} is a folder; give a prefix such as {prefix}")
+    return prefix_of(name)
+
+
 def files(prefix: str) -> tuple[Path, Path, Path]:
     """(.bin, .idx, .meta.json) of a prefix."""
     return Path(f"{prefix}.bin"), Path(f"{prefix}.idx"), Path(f"{prefix}.meta.json")
@@ -109,4 +119,4 @@ def dtype_for(vocabulary_size: int) -> type[np.integer]:
 def checksums(file: BinaryIO) -> Iterator[str]:
     """zlib's CRC-32 of each CHECKSUM_BYTES of what is left of `file`, 8 hex digits."""
     while block := file.read(CHECKSUM_BYTES):
-        yield f"{zlib.crc32(block):08x}"
+        yield f"{_indexed.crc32(block):08x}"

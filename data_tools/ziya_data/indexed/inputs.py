@@ -44,6 +44,11 @@ def expand(inputs: Sequence[str | Path]) -> list[Path]:
             raise ValueError(f"{path} is of no known kind; known are {', '.join(SUFFIXES)}")
         else:
             found.append(path)
+    seen = set()
+    for path in found:
+        if path.resolve() in seen:
+            raise ValueError(f"{path} is given twice; give it once (a weight in the mix repeats data)")
+        seen.add(path.resolve())
     return found
 
 

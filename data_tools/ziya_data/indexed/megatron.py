@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ziya_data import _indexed
 
 from .cache import Cache
+from .samples import Row
 
 LAST_EPOCH_SHARE = 0.80
 Indexes = tuple[NDArray[Any], ...]
@@ -55,6 +56,10 @@ class MegatronSamples:
         """[P, 3] (document, first token, tokens): what sample `number` is made of, S + 1 tokens in all."""
         rank, offset = self.sample_index[self.shuffle_index[number]]
         return self._corpus.listed_pieces(self.document_index, int(rank), int(offset), self._length + 1)
+
+    def row(self, number: int, pad_id: int) -> Row:
+        """Sample `number` as tokens, starts and loss mask."""
+        return self._corpus.row(self.pieces(number), self._length, pad_id)
 
     def tokens_a_sample(self) -> float:
         return float(self._length)

@@ -41,17 +41,23 @@ def merge(prefixes: Sequence[str], output: str, vocabulary_size: int = 0, valida
     datasets = [IndexedDataset(prefix, Path(f"{format.prefix_of(prefix)}.meta.json").exists()) for prefix in prefixes]
     if not datasets:
         raise ValueError("no dataset to merge; give the prefix of one at least")
+    read = [Path(dataset.prefix).resolve() for dataset in datasets]
+    for dataset, path in zip(datasets, read, strict=True):
+        if read.count(path) > 1:
+            raise ValueError(f"{dataset.prefix} is given twice; give it once (a weight in the mix repeats data)")
     metas = [dataset.meta for dataset in datasets if dataset.meta is not None]
     tokenizers = {meta.tokenizer for meta in metas if meta.tokenizer}
     if len(tokenizers) > 1:
-        raise ValueError(f"the datasets come from {len(tokenizers)} tokenizers ({', '.join(sorted(tokenizers))})")
+        told = ", ".join(f"{d.prefix} {d.meta.tokenizer[:12]}" for d in datasets if d.meta and d.meta.tokenizer)
+        raise ValueError(f"the datasets come from {len(tokenizers)} tokenizers ({told}); build all of them with one")
     size = vocabulary_size or max((meta.vocabulary_size for meta in metas), default=0)
     if not size:
         raise ValueError("no dataset has a side-car that tells the vocabulary's size; give it with --vocabulary")
+    output = format.prefix_of(output)
     outputs = [output, output + VALIDATION] if validation else [output]
-    clash = {format.prefix_of(prefix) for prefix in prefixes} & set(outputs)
+    clash = [prefix for prefix in outputs if Path(prefix).resolve() in read]
     if clash:
-        raise ValueError(f"{clash.pop()} is both read and written; choose another --output")
+        raise ValueError(f"{clash[0]} is both read and written; choose another --output")
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     progress = Progress(f"index merge {Path(output).name}")
     with ExitStack() as stack:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,7 @@ __all__ = ["Mix", "Origin", "Sample", "Source", "integer_weights"]
 Numbered = StreamSamples | PackedSamples | MegatronSamples
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """A row of S positions: position t reads tokens[t] and predicts tokens[t + 1]."""
 
     tokens: NDArray[np.int64]
@@ -145,19 +144,26 @@ class Mix:
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(self.first, self._samples))
 
-    def _pieces(self, i: int) -> tuple[int, NDArray[np.int64]]:
+    def _place(self, i: int) -> tuple[int, int]:
+        """The source of sample i, and its number among the samples of that source."""
         if not self.first <= i < self._samples:
             raise IndexError(f"sample {i} of a mix of samples {self.first} to {self._samples - 1}")
         source, number = self._interleave.at(i - self.first)
-        return source, self._numbered[source].pieces(self.sources[source].start + number)
+        return source, self.sources[source].start + number
+
+    def _pieces(self, i: int) -> tuple[int, NDArray[np.int64]]:
+        source, number = self._place(i)
+        return source, self._numbered[source].pieces(number)
 
     def __getitem__(self, i: int) -> Sample:
-        source, pieces = self._pieces(i)
-        if self._checked:
-            self._check_reads(source, pieces)
-        tokens, starts, loss_mask = self._corpora[source].row(pieces, self.sequence_length, self.pad_id)
-        if not self.sources[source].prompt_loss:
-            self._mask_prompts(source, pieces, loss_mask)
+        source, number = self._place(i)
+        tokens, starts, loss_mask = self._numbered[source].row(number, self.pad_id)
+        if self._checked or not self.sources[source].prompt_loss:
+            pieces = self._numbered[source].pieces(number)
+            if self._checked:
+                self._check_reads(source, pieces)
+            if not self.sources[source].prompt_loss:
+                self._mask_prompts(source, pieces, loss_mask)
         return Sample(tokens, starts, loss_mask, source)
 
     def counts(self, upto: int) -> dict[str, int]:

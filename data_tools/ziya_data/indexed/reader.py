@@ -3,7 +3,6 @@
 import hashlib
 import mmap
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,8 +32,11 @@ class IndexedDataset:
         bin_path, idx_path, meta_path = format.files(self.prefix)
         for path, other in ((idx_path, bin_path), (bin_path, idx_path)):
             if not path.is_file():
-                half = f"although {other.name} is there; build it again" if other.is_file() else "check the prefix"
-                raise FileNotFoundError(f"{path} not found, {half}")
+                here = "" if path.is_absolute() else f" (it is looked for from {Path.cwd()} on)"
+                why = (
+                    f"although {other.name} is there; build it again" if other.is_file() else f"check the prefix{here}"
+                )
+                raise FileNotFoundError(f"{path} not found, {why}")
         index = _map(idx_path)
         self.code, sequences = _parse_header(idx_path, index)
         self.dtype = np.dtype(format.DTYPES[self.code])
@@ -81,7 +83,7 @@ class IndexedDataset:
         if not path.is_file():
             raise FileNotFoundError(f"{path} not found, although the side-car tells of it; build the dataset again")
         data = _map(path)
-        crc = f"{zlib.crc32(data.data):08x}"
+        crc = f"{_indexed.crc32(data.data):08x}"
         if data.size != 4 * len(self) or crc != self.meta.prompts_crc32:
             raise ValueError(f"{path} is of another dataset or damaged (CRC-32 {crc}); build the dataset again")
         return data.view("<i4")
@@ -100,7 +102,7 @@ class IndexedDataset:
                 continue
             assert self.meta is not None
             begin = chunk * chunk_bytes
-            crc = f"{zlib.crc32(self.tokens_bytes[begin : begin + chunk_bytes].data):08x}"
+            crc = f"{_indexed.crc32(self.tokens_bytes[begin : begin + chunk_bytes].data):08x}"
             if crc != self.meta.bin_crc32[chunk]:
                 raise ValueError(
                     f"{self.prefix}.bin is damaged: bytes from {begin} (at most {chunk_bytes}) have CRC-32 {crc}, the "

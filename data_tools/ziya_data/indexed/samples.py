@@ -22,6 +22,8 @@ from .cache import Cache
 from .reader import IndexedDataset
 
 SHUFFLE_VERSION = 1  # changes whenever the same seed would give another order
+Row = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]
+"""tokens [S + 1], starts [S], loss mask [S]; see mix.Sample."""
 EPOCHS_KEPT = 3  # a mix reads one epoch of a source at a time, workers that run ahead the next
 
 
@@ -46,6 +48,7 @@ class StreamSamples:
         if corpus.tokens == 0:
             raise ValueError("it holds no token; give it documents or leave it out")
         self._corpus = corpus
+        self._tokens = corpus.tokens
         self._length = sequence_length
         self._key = key
         self._cache = cache
@@ -62,7 +65,7 @@ class StreamSamples:
         return self._cache.arrays(f"stream-{self._key:016x}-{epoch}-{self._length}", build)[0]
 
     def epoch_of(self, number: int) -> int:
-        return number * self._length // self._corpus.tokens
+        return number * self._length // self._tokens
 
     def tokens_a_sample(self) -> float:
         return float(self._length)
@@ -70,8 +73,15 @@ class StreamSamples:
     def pieces(self, number: int) -> NDArray[np.int64]:
         """[P, 3] (document, first token, tokens): what sample `number` is made of, S + 1 tokens in all."""
         epoch = self.epoch_of(number)
-        first = -(-epoch * self._corpus.tokens // self._length)  # the first sample that starts in this epoch
+        first = -(-epoch * self._tokens // self._length)  # the first sample that starts in this epoch
         index = self._index(epoch)
         slot = _indexed.permute_one(self._key, epoch, _indexed.SAMPLES, len(index), number - first)
         rank, offset = index[slot]
         return self._corpus.stream_pieces(self._key, epoch, rank, offset, self._length + 1)
+
+    def row(self, number: int, pad_id: int) -> Row:
+        """What `Corpus.row` makes of its pieces, in one call into C++."""
+        length = self._length
+        epoch = number * length // self._tokens
+        first = -(-epoch * self._tokens // length)
+        return self._corpus.stream_row(self._key, epoch, self._index(epoch), number - first, length, pad_id)

@@ -29,6 +29,8 @@ class Stats:
 
 def stats(prefix: str, top: int = 20) -> Stats:
     """Reads every token once. Raises what IndexedDataset raises, and ValueError for negative ids."""
+    if top < 0:
+        raise ValueError(f"top={top} must be 0 or more")
     dataset = IndexedDataset(prefix)
     progress = Progress(f"index stats {prefix}")
     counts: NDArray[np.int64] = np.zeros(0, np.int64)

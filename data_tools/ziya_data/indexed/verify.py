@@ -1,9 +1,10 @@
 """Reads every byte of a dataset and tells what is wrong with it."""
 
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
+
+from ziya_data import _indexed
 
 from . import format
 from .progress import Progress
@@ -16,6 +17,8 @@ def problems(prefix: str, vocabulary_size: int | None = None) -> Iterator[str]:
     vocabulary_size: ids must be below it; the side-car's when None. Without a side-car (Megatron's data) checksums
     cannot be compared, and ids must only not be negative. Raises what IndexedDataset raises for a wrong structure.
     """
+    if vocabulary_size is not None and vocabulary_size < 1:
+        raise ValueError(f"vocabulary={vocabulary_size} must be 1 or more")
     dataset = IndexedDataset(prefix)
     meta = dataset.meta
     bin_path, idx_path, meta_path = format.files(dataset.prefix)
@@ -32,7 +35,7 @@ def problems(prefix: str, vocabulary_size: int | None = None) -> Iterator[str]:
     for chunk, begin in enumerate(range(0, data.size, format.CHECKSUM_BYTES)):
         part = data[begin : begin + format.CHECKSUM_BYTES]
         if meta:
-            crc, expected = f"{zlib.crc32(part.data):08x}", meta.bin_crc32[chunk]
+            crc, expected = f"{_indexed.crc32(part.data):08x}", meta.bin_crc32[chunk]
             if crc != expected:
                 yield f"{bin_path}: {_place(chunk)} have CRC-32 {crc}, {meta_path.name} says {expected}"
         ids = part.view(dataset.dtype)

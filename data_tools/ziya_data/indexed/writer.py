@@ -1,7 +1,6 @@
 """IndexedDatasetWriter: token ids -> `P.bin`, `P.idx`, `P.meta.json`."""
 
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from ziya_data import _indexed
 
 from . import format
 
@@ -160,7 +161,7 @@ class IndexedDatasetWriter:
             room = format.CHECKSUM_BYTES - self._crc_bytes % format.CHECKSUM_BYTES
             if room == format.CHECKSUM_BYTES:
                 self._crcs.append(0)
-            self._crcs[-1] = zlib.crc32(data[:room].data, self._crcs[-1])
+            self._crcs[-1] = _indexed.crc32(data[:room].data, self._crcs[-1])
             self._crc_bytes += min(room, data.size)
             data = data[room:]
 
@@ -277,7 +278,7 @@ def _crc32(file: BinaryIO) -> str:
     """zlib's CRC-32 of what is left of `file`."""
     crc = 0
     while block := file.read(format.CHECKSUM_BYTES):
-        crc = zlib.crc32(block, crc)
+        crc = _indexed.crc32(block, crc)
     return f"{crc:08x}"
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -240,10 +241,35 @@ def test_prompts_end_with_the_last_of_the_words(tmp_path: Path, tokenizer_folder
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"validation": 1.0}, "validation=1"), ({"prompt_until": [""]}, "empty")]
+    ("options", "words"),
+    [
+        ({"validation": 1.0}, "validation=1"),
+        ({"prompt_until": [""]}, "empty"),
+        ({"bad_limit": -1}, "bad_limit=-1 must be 0 or more"),
+        ({"workers": 0}, "workers=0"),
+    ],
 )
 def test_bad_options_are_refused(
     tmp_path: Path, tokenizer_folder: Path, jsonl: Path, options: dict[str, object], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
         build([jsonl], str(tmp_path / "a"), tokenizer_folder, **options)  # type: ignore[arg-type]
+
+
+def test_peak_memory_of_a_build_does_not_grow(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """After 2 MB of input, which fill every buffer, 10 MB take no more (benchmark_dataset.py --memory: 400 MB)."""
+    line = json.dumps({"text": "The quick brown fox jumps over the lazy dog. " * 20}) + "\n"
+    for megabytes in (2, 10):
+        (tmp_path / f"{megabytes}.jsonl").write_text(line * (megabytes * 10**6 // len(line)))
+    program = f"""
+import resource
+from pathlib import Path
+from ziya_data.indexed.build import build
+for megabytes in (2, 10):
+    build([{str(tmp_path)!r} + f"/{{megabytes}}.jsonl"], {str(tmp_path / "a")!r}, Path({str(tokenizer_folder)!r}))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    small, large = map(float, done.stdout.split())
+    assert large - small < 4  # MiB

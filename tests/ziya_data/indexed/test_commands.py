@@ -51,6 +51,44 @@ def test_build_refuses_a_folder_as_output(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("name", "exists"), [("data", True), ("data/", True), ("new/", False)])
+def test_merge_refuses_a_folder_as_output(name: str, exists: bool, tmp_path: Path, write: Callable[..., str]) -> None:
+    if exists:
+        (tmp_path / "data").mkdir()
+    prefix = write([[1]], name="a")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"{name} is a folder; give a prefix such as {tmp_path}/") as caught:
+        commands.merge([prefix, "--output", f"{tmp_path}/{name}"])
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_merge_into_a_file_of_a_dataset_is_its_prefix(
+    tmp_path: Path, write: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = write([[1]], name="a"), write([[2], [3]], name="b")
+    for given in (f"{one}.bin", f"{tmp_path}/./a", f"{tmp_path}/x/../a.idx"):
+        with pytest.raises(ValueError, match="is both read and written"):
+            commands.merge([one, two, "--output", given])
+    assert commands.merge([one, "--output", f"{two}.idx"]) == 0
+    assert capsys.readouterr().out.startswith(f"replaced {two}.bin, .idx, .meta.json: 1 documents")
+
+
+def test_text_of_another_tokenizer_is_refused(tokenizer_folder: Path, write: Callable[..., str]) -> None:
+    """It would be other words, without a word of warning."""
+    prefix = write([[1, 300]], tokenizer="0123456789abcdef")
+    for command, words in ((commands.show, ["--document", "0"]), (commands.stats, [])):
+        with pytest.raises(ValueError, match=r"built with another tokenizer \(0123456789ab\)"):
+            command([prefix, "--tokenizer", str(tokenizer_folder), *words])
+
+
+def test_numbers_out_of_range_are_refused(write: Callable[..., str]) -> None:
+    prefix = write([[1, 2]])
+    for command, words in ((commands.verify, ["--vocabulary", "-5"]), (commands.stats, ["--top", "-3"])):
+        with pytest.raises(ValueError, match=f"{words[1]} must be"):
+            command([prefix, *words])
+
+
 def test_help_of_verify_tells_its_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         commands.verify(["--help"])

@@ -118,3 +118,12 @@ def test_inputs_that_are_not_there_or_of_no_kind(tmp_path: Path) -> None:
         expand([tmp_path / "a.md"])
     with pytest.raises(ValueError, match="holds no file to read"):
         expand([tmp_path])
+
+
+def test_a_file_given_twice_is_refused(tmp_path: Path) -> None:
+    """Every document would be there twice, without a word."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"{}")
+    for files in ([path, path], [tmp_path, path], [path, tmp_path / "." / "a.jsonl"]):
+        with pytest.raises(ValueError, match=r"a\.jsonl is given twice"):
+            expand(files)

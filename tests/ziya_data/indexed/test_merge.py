@@ -66,8 +66,9 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path, write: Callable[..., s
     a, b = write([[1]], name="a", tokenizer="aa"), write([[1]], name="b", tokenizer="bb")
     for arguments, words in (
         (([], "x"), "no dataset"),
-        (([a, b], str(tmp_path / "x")), "2 tokenizers"),
+        (([a, b], str(tmp_path / "x")), "2 tokenizers .*a aa, .*b bb.; build all"),
         (([a], a), "both read and written"),
+        (([a, f"{a}.bin"], str(tmp_path / "x")), "is given twice"),
         (([a], "x", 0, 1.0), "validation=1.0"),
     ):
         with pytest.raises(ValueError, match=words):

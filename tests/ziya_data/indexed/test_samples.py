@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,7 +149,39 @@ def test_a_stream_is_the_oracles(
             pieces = samples.pieces(number)
             tokens, starts, mask = corpus.row(pieces, length, 0)
             assert (tokens.tolist(), starts.tolist(), mask.tolist()) == oracle_row(row)
+            assert [part.tolist() for part in samples.row(number, 0)] == list(oracle_row(row))
             assert pieces[:, 0].tolist() == [instances[i] for i in dict.fromkeys(label for _, label, _ in row)]
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_samples_of_hundreds_of_documents(tmp_path: Path, files: int) -> None:
+    """The seams between batches of documents: rows of 700 tokens over documents of 0 to 3."""
+    lengths = np.random.default_rng(0).integers(0, 4, 1500)
+    for part, name in zip(np.array_split(lengths, files), "ab", strict=False):
+        with IndexedDatasetWriter(tmp_path / name, 10) as out:
+            out.add(np.ones(part.sum(), np.int64), part)
+    corpus = corpus_of([IndexedDataset(tmp_path / name) for name in "ab"[:files]])
+    samples = StreamSamples(corpus, 700, 5)
+    order = np.concatenate([permutation(5, epoch, 0, 1500) for epoch in range(3)])
+    begins = np.cumsum(lengths[order]) - lengths[order]
+    total = int(lengths.sum())
+    first, stop = math.ceil(total / 700), math.ceil(2 * total / 700)
+    expected = []
+    for number in range(first, stop):
+        rank = int(np.searchsorted(begins, number * 700, side="right")) - 1
+        expected.append([rank - 1500, number * 700 - int(begins[rank])])
+    assert samples.build_index(1).tolist() == expected
+    slots = permutation(5, 1, 1, stop - first)
+    for number in range(first, stop):
+        begin = (first + slots[number - first]) * 700
+        pieces, at = [], begin
+        rank = int(np.searchsorted(begins, begin, side="right")) - 1
+        while at < begin + 701:
+            end = min(int(begins[rank] + lengths[order[rank]]), begin + 701)
+            if end > at:
+                pieces.append([int(order[rank]), at - int(begins[rank]), end - at])
+            at, rank = max(at, end), rank + 1
+        assert samples.pieces(number).tolist() == pieces
 
 
 def test_every_token_is_predicted_once_an_epoch(write: Callable[..., str]) -> None:

@@ -3,7 +3,7 @@
 import math
 import sys
 
-from megatron_ziya.config import Architecture, Data, Recipe, divides, require
+from megatron_ziya.config import Architecture, Data, Parallel, Recipe, divides, require
 
 ABOVE_0, BELOW_1, ANY = math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0), math.inf
 FINITE = sys.float_info.max
@@ -151,4 +151,18 @@ def _check_training(recipe: Recipe, architecture: Architecture) -> None:
         not p.invariant or r.threads == 1,
         f"parallel.invariant with run.threads={r.threads}: threads cut sums by the size of a share; use threads=1",
     )
+    _check_spread_head(p, architecture)
     require(0.0 <= o.warmup + o.decay <= 1.0, f"optimizer.warmup + decay = {o.warmup + o.decay} must be 1 or less")
+
+
+def _check_spread_head(p: Parallel, architecture: Architecture) -> None:
+    told = "parallel.spread_head"
+    require(not p.spread_head or p.pipeline > 1, f"{told} with pipeline=1: one stage has nothing to share; turn it off")
+    require(
+        not (p.spread_head and architecture.tied),
+        f"{told} with a tied embedding: the head's weight lies with the embedding; turn it off or untie them",
+    )
+    require(
+        not (p.spread_head and p.invariant),
+        f"{told} with parallel.invariant: sums over the shares depend on the stages; turn one of them off",
+    )

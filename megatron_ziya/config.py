@@ -40,7 +40,9 @@ class Run:
     check_replicas_every: int = 0
     """Steps between comparisons of weights that several ranks hold (SHA-256); 0 = never."""
     deterministic: bool = False
-    """Only deterministic algorithms of torch (`torch.use_deterministic_algorithms`); matters on a GPU."""
+    """Only deterministic algorithms of torch (`torch.use_deterministic_algorithms`, and cuBLAS's `:4096:8` workspace):
+    an operation that has none stops the run instead of giving other bits each time. On a CPU the engine repeats to the
+    bit without it, so it costs time for nothing there (new memory is filled first); it matters on a GPU."""
     debug: bool = False
     """Prove for each operation that it reads no weights that are still on their way; several times slower."""
 
@@ -115,6 +117,11 @@ class Parallel:
     layout: tuple[float, ...] = ()
     """Layers per slice, in steps of 0.5 (a cut between attention and MLP), in the order of the forward pass; empty =
     as even as whole layers allow. The head costs about 0.6 of a layer at 13B: `[20.5, 19.5]` balances two stages."""
+    spread_head: bool = False
+    """Each pipeline stage holds a share of the head's vocabulary (arXiv 2411.05288), split over its tensor-parallel
+    ranks as well, instead of the last stage all of it: no stage is slower than the others, for one or two
+    micro-batches' activations more. `ziya plan` shows what it gains. NOT STATED by Ziya2, because one head on one of
+    two stages costs it 1 % of a step."""
     sequence: bool = True
     """Sequence parallel: between the matrices a tensor-parallel rank keeps only its share of the tokens."""
     bucket_mib: float = 25.0
@@ -233,8 +240,13 @@ class Precision:
     1710.03740). Halves when a gradient overflows; that step is skipped. The default is torch.amp.GradScaler's."""
     loss_scale_window: int = 2000
     """Good steps in a row after which the loss scale doubles (torch.amp.GradScaler's default)."""
-    kernels: Literal["auto", "triton", "torch", "apex"] = "auto"
-    """Which kernels run; `auto` = Triton on a GPU, plain PyTorch on a CPU. Logged at start."""
+    kernels: Literal["auto", "triton", "torch", "compiled", "apex"] = "auto"
+    """Which kernels run; `auto` = Triton on a GPU, plain PyTorch on a CPU. Logged at start. `compiled` has torch's
+    compiler make RMSNorm, rotary and SwiGLU on a CPU: 0.95 of the CPU seconds of a step in FP32, 0.94 in BF16
+    (`tools/compare_peers.py`'s model, one thread, 2026-11-24). Never the default: it needs a C++ compiler at run time,
+    and the first step takes 10 to 30 s longer (1 to 5 s where the compiler's results are still on disk; the log tells).
+    The matrix products are not compiled: their backward passes add into FP32 buffers, which torch's compiler cannot see
+    through."""
 
 
 @dataclass(frozen=True)

@@ -222,7 +222,7 @@ def train(recipe: Recipe, mesh: Mesh, architecture: Architecture, stop: process.
     if trainer.step >= recipe.run.steps:
         log.info(f"finished already: step {trainer.step} of {recipe.run.steps}; raise run.steps to go on")
     traced = min(trainer.step + 2, recipe.run.steps - 1)  # the third: nothing is done for the first time
-    begin = time.monotonic()
+    begin, first = time.monotonic(), trainer.step + 1
     for micro_batches, counted in batches.steps(mix, trainer.step, recipe, mesh):
         tracing = recipe.log.trace and trainer.step == traced
         trainer.pipeline.trace = Trace(mesh) if tracing else None
@@ -230,6 +230,8 @@ def train(recipe: Recipe, mesh: Mesh, architecture: Architecture, stop: process.
         if trainer.pipeline.trace is not None:
             trainer.pipeline.trace.write(directory)
         check_health(trainer, result, log)
+        if trainer.step == first and trainer.kernels.cost():
+            log.info(f"{trainer.kernels.cost()}, in the first step")
         tokens = recipe.data.rows(trainer.step - 1) * recipe.data.sequence_length
         seconds, begin = time.monotonic() - begin, time.monotonic()
         row = {
@@ -287,7 +289,8 @@ def announce(trainer: Trainer, mix: Mix, log: Any) -> None:
         f"model: {a.parameters() / 1e6:.2f} M weights, {a.layers} layers, hidden {a.hidden_size}, "
         f"vocabulary {a.vocabulary_size}, from {trainer.resumed or recipe.model.load or 'new weights'}\n"
         f"layout: tensor {p.tensor} x pipeline {p.pipeline} x data {mesh.data.size} on {mesh.size} process(es), "
-        f"{p.schedule}, sequence parallel {'on' if p.sequence and p.tensor > 1 else 'off'}\n"
+        f"{p.schedule}, sequence parallel {'on' if p.sequence and p.tensor > 1 else 'off'}"
+        f"{f', head spread over {mesh.head.size} ranks' if p.spread_head else ''}\n"
         f"batch: {d.global_batch_size} sequences of {d.sequence_length} tokens a step, {recipe.run.steps} steps; "
         f"samples: {sources}\n"
         f"{trainer.kernels.describe()}"
@@ -373,7 +376,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             speaks = True
             guard = faults.guarded(store, rank, world_size, recipe.run.lost_after_seconds)
             with guard, process.StopRequest() as stop:
-                mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, device, architecture.tied)
+                p = recipe.parallel
+                mesh = meshes.build(p.tensor, p.pipeline, device, architecture.tied, p.spread_head)
                 trainer = train(recipe, mesh, architecture, stop)
     except faults.Fault as error:
         faults.tell(f"train: error: {error}")

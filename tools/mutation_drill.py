@@ -64,8 +64,8 @@ MUTATIONS = (
     Mutation("norm gradients that differ across tp under sequence parallel", "train.py", ((
         "axis = mesh.tensor if sequence else Axis()", "axis = Axis()"),), cell("tensor=2 clip=0.5")),
     Mutation("reorder micro-batches between stages", "parallel/pipeline.py", ((
-        "batch = self.batches[action.micro_batch]",
-        "batch = self.batches[action.micro_batch if message is None else -1 - action.micro_batch]"),),
+        "batch = self.batches[micro_batch]",
+        "batch = self.batches[-1 - micro_batch if messages else micro_batch]"),),
         cell("pipeline=3 micro=2 clip=0.5")),
     Mutation("a schedule that runs two micro-batches in the wrong order", "parallel/schedule.py", ((
         "    return [forward + backward for _ in range(stages)]",
@@ -87,6 +87,12 @@ MUTATIONS = (
         cell("tensor=2 clip=0.5")),
     Mutation("padded vocabulary leaks into the softmax", "parallel/cross_entropy.py", ((
         'scores[:, self.existing :] = float("-inf")', "pass"),), cell("tensor=2 clip=0.5")),
+    Mutation("a stage's share is left out of the head's gradient", "parallel/pipeline.py", ((
+        "gradient = torch.stack(messages).sum(0)", "gradient = torch.stack(messages[:-1]).sum(0)"),),
+        cell("pipeline=3 documents=False micro=2 clip=0.5 spread_head=True")),
+    Mutation("a stage scales its share by its own largest score", "parallel/cross_entropy.py", ((
+        "factor = scores.seed * (scores.largest - most).exp() / total", "factor = scores.seed / total"),),
+        cell("pipeline=3 documents=False micro=2 clip=0.5 spread_head=True")),
     Mutation("gather the weights before the step (stale weights)", "optimizer.py", (
         ("        for state in self.states:\n            self.kernels.adamw(",
          "        for state in self.states:\n            state.bucket.gather()\n            self.kernels.adamw("),

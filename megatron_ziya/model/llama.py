@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from megatron_ziya.config import Architecture
 from megatron_ziya.model.head import Head
 from megatron_ziya.model.linear import Linear, Parameter, embed
+from megatron_ziya.model.recompute import recompute
 from ziya_kernels import Kernels
 from ziya_kernels.reference import rotary_table
 
@@ -68,10 +68,9 @@ class Attention(nn.Module):
         q, k, v = qkv.split([k_width * self.groups, k_width, k_width], dim=-1)
         q, k, v = (part.view(rows, sequence, -1, self.head_size) for part in (q, k, v))  # [B, S, N or K, D]
         q, k = self.kernels.rotary(q, k, *rotary)
-        if self.recompute_core and torch.is_grad_enabled():
-            mixed = checkpoint(
-                self.kernels.attention, q, k, v, batch.starts, use_reentrant=False, preserve_rng_state=False
-            )
+        v = v.contiguous()  # a view would keep all of qkv for the backward pass, a tenth of the layer's activations
+        if self.recompute_core:
+            mixed = recompute(lambda q, k, v: self.kernels.attention(q, k, v, batch.starts), q, k, v)
         else:
             mixed = self.kernels.attention(q, k, v, batch.starts)  # [B, S, N, D]
         return self.output(mixed.reshape(rows * sequence, -1))
@@ -142,6 +141,8 @@ class Llama(nn.Module):
         )
         self.norm = RMSNorm(a.hidden_size, a.rms_norm_eps, kernels) if last else None
         self.head = Head(a.vocabulary_size, a.hidden_size) if last else None
+        self.share_of_head: nn.Module | None = None
+        """Where the head is spread over the pipeline stages, the share of this one. Then the last slice has none."""
         if a.tied and self.embedding is not None and self.head is not None:
             self.head.weight = self.embedding.weight
 
@@ -151,17 +152,19 @@ class Llama(nn.Module):
             x = self.embedding(x)
         rotary = rotary_angles(self.architecture, batch)
         for layer in self.layers.values():
-            if layer.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rotary, batch, use_reentrant=False, preserve_rng_state=False)
+            if layer.recompute:
+                x = recompute(lambda x, layer=layer: layer(x, rotary, batch), x)
             else:
                 x = layer(x, rotary, batch)
         return x
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor | tuple[Tensor, Tensor]:
         x = self.hidden(x, batch)
-        if self.head is None or self.norm is None:
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.head is None:
             return x
-        return self.head(self.norm(x), batch.targets.flatten(), batch.loss_mask.flatten(), batch.loss_scale)
+        return self.head(x, batch.targets.flatten(), batch.loss_mask.flatten(), batch.loss_scale)
 
     def logits(self, tokens: Tensor, starts: Tensor | None = None) -> Tensor:
         """Scores `[B, S, V]` of the next token for `tokens [B, S]`; the whole model in one process."""

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from megatron_ziya.config import Architecture, Parallel
+from megatron_ziya.model.head import Head
 from megatron_ziya.model.linear import Linear, Parameter
 from megatron_ziya.model.llama import Layer, Llama
-from megatron_ziya.parallel.cross_entropy import VocabParallelHead
+from megatron_ziya.parallel.cross_entropy import SpreadHead, VocabParallelHead
 from megatron_ziya.parallel.mesh import Mesh
 from megatron_ziya.parallel.schedule import placement
 from megatron_ziya.parallel.slices import halves
@@ -58,10 +59,15 @@ class Piece:
 def build(a: Architecture, p: Parallel, mesh: Mesh, kernels: Kernels, dtype: torch.dtype) -> list[Llama]:
     """This rank's chunks of the model, unfilled: the slices that the schedule's placement gives to its stage."""
     slices = halves(p, a.layers)
-    chunks = []
+    chunks: list[Llama] = []
     for number in placement(p.schedule, p.pipeline, p.virtual)[mesh.pipeline.index]:
         with torch.device("meta"):
             model = Llama(a, kernels, slices[number], number == 0, number == len(slices) - 1)
+            if p.spread_head:
+                model.head = None
+                if not chunks:  # one share a stage, beside its first slice
+                    head = Head(a.vocabulary_size, a.hidden_size)
+                    model.share_of_head = SpreadHead(head, mesh, p.sequence)
             if mesh.tensor.size > 1:
                 split_over_tensor_axis(model, mesh, p.sequence)
         for layer in list(model.layers.values())[: p.recompute_layers or None]:
@@ -106,13 +112,12 @@ def pieces(model: Llama, mesh: Mesh) -> Iterator[tuple[nn.Parameter, list[Piece]
         if weight is None or weight in seen:
             continue
         seen.add(weight)
-        if model.architecture.tied and path == "head":
-            path = "embedding"
         if isinstance(module, Linear):
             yield weight, _parts(path, module, mesh)
-        elif path in ("embedding", "head"):
+        elif path in ("embedding", "head", "share_of_head"):
             vocabulary = model.architecture.vocabulary_size
-            first, _, existing = vocabulary_share(vocabulary, mesh.tensor)
+            first, _, existing = vocabulary_share(vocabulary, mesh.head if path == "share_of_head" else mesh.tensor)
+            path = "embedding" if path == "embedding" or model.architecture.tied else "head"
             yield weight, [Piece(f"{path}.weight", (vocabulary, weight.shape[1]), 0, first, existing, (0, existing))]
         else:
             yield weight, [Piece(f"{path}.weight", tuple(weight.shape), 0, 0, len(weight), (0, len(weight)))]

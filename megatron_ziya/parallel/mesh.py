@@ -42,6 +42,8 @@ class Mesh:
     data: Axis = Axis()
     tied: Axis = Axis()
     """First and last stage, which both hold the weight when embedding and head are tied."""
+    head: Axis = Axis()
+    """Ranks of one data-parallel index, stage after stage, that share the head when it is spread."""
     lines: Mapping[tuple[int, int], dist.ProcessGroup] = field(default_factory=dict)
     """(sending stage, taking stage) -> the group that carries these messages and nothing else. NCCL runs what a group
     carries one after another, so on a group of several lines a receive that waits would hold up a send."""
@@ -55,7 +57,7 @@ class Mesh:
         return self.pipeline.index == self.pipeline.size - 1
 
 
-def build(tensor: int, pipeline: int, device: torch.device, tied: bool = False) -> Mesh:
+def build(tensor: int, pipeline: int, device: torch.device, tied: bool = False, spread_head: bool = False) -> Mesh:
     """The mesh of this rank. Data parallel takes what tensor x pipeline leaves of the world."""
     if not dist.is_initialized():
         assert tensor == pipeline == 1, "torch.distributed is not initialised"
@@ -71,7 +73,8 @@ def build(tensor: int, pipeline: int, device: torch.device, tied: bool = False) 
         data=_axis(grid.permute(0, 2, 1).flatten(0, 1), rank, device),
         pipeline=_axis(stages, rank),
         tied=_axis(stages[:, [0, -1]], rank) if tied and pipeline > 1 else Axis(),
-        lines=_lines(grid, rank),
+        head=_axis(grid.permute(1, 0, 2).flatten(1), rank) if spread_head and pipeline > 1 else Axis(),
+        lines=_lines(grid, rank, spread_head),
     )
 
 
@@ -90,10 +93,15 @@ def _axis(rows: torch.Tensor, rank: int, device: torch.device | None = None) -> 
     return mine
 
 
-def _lines(grid: torch.Tensor, rank: int) -> dict[tuple[int, int], dist.ProcessGroup]:
-    """A group for each stage and each of its neighbours on the ring of stages; `grid` is `[pp, dp, tp]`."""
-    stages = len(grid)
-    pairs = sorted({(s, (s + step) % stages) for s in range(stages) for step in (1, -1)}) if stages > 1 else []
+def _lines(grid: torch.Tensor, rank: int, spread_head: bool) -> dict[tuple[int, int], dist.ProcessGroup]:
+    """A group for each stage and each of its neighbours on the ring of stages; `grid` is `[pp, dp, tp]`.
+
+    With a spread head also for each stage and the first and last one, of which one holds the last slice.
+    """
+    stages = range(len(grid))
+    ends = {0, len(grid) - 1} if spread_head else set()
+    pairs = [(a, b) for a in stages for b in stages
+             if a != b and ((a - b) % len(grid) in (1, len(grid) - 1) or ends & {a, b})]  # fmt: skip
     groups = {pair: dist.new_group(sorted(grid[list(pair)].flatten().tolist())) for pair in pairs}
     return {pair: group for pair, group in groups.items() if rank in grid[list(pair)]}
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from megatron_ziya.model.linear import Deferred, add_weight_gradient
 from megatron_ziya.model.llama import Llama, MicroBatch
+from megatron_ziya.model.recompute import backward
 from megatron_ziya.parallel.collectives import Pending
+from megatron_ziya.parallel.cross_entropy import Scores, SpreadHead
 from megatron_ziya.parallel.mesh import Mesh
 from megatron_ziya.parallel.schedule import Action, Message, Schedule
 from megatron_ziya.parallel.trace import Trace
@@ -55,6 +57,12 @@ class Pipeline:
             for weight in chunk.parameters():
                 weight.deferred = deferred  # type: ignore[attr-defined]
 
+    @property
+    def share_of_head(self) -> SpreadHead:
+        head = self.chunks[0].share_of_head
+        assert isinstance(head, SpreadHead), "S and T are actions of a schedule with a spread head"
+        return head
+
     def follow(self, schedule: Schedule, ahead: int) -> None:
         """Take up another schedule, for another number of micro-batches."""
         self.schedule, self.ahead = schedule, ahead
@@ -69,15 +77,15 @@ class Pipeline:
         if self.trace is not None:
             self.trace.begin()
         for action in self.actions:
-            message = step.take(action)
+            messages = step.take(action)
             if self.trace is not None:
                 self.trace.start(action)
-            step.give(action, step.perform(action, message))
+            step.give(action, step.perform(action, messages))
             if self.trace is not None:
                 self.trace.end(len(step.live) + len(step.waiting))
         while step.sends:
             step.sends.popleft().wait()
-        assert not (step.live or step.waiting or step.arrived), "a schedule leaves nothing behind"
+        assert not (step.live or step.waiting or step.scores or step.arrived), "a schedule leaves nothing behind"
         return [losses for _, losses in sorted(step.losses.items())]
 
 
@@ -88,6 +96,7 @@ class _Step:
         self.pipeline, self.batches = pipeline, batches
         self.live: dict[tuple[int, int], Live] = {}  # (micro-batch, chunk) -> between F and B
         self.waiting: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor, bool]]] = {}  # between B and W
+        self.scores: dict[int, Scores] = {}  # between S and T
         self.losses: dict[int, Tensor] = {}
         self.sends: deque[Pending] = deque()
         self.arrived: dict[Message, Pending] = {}  # posted receives, and what this stage made for itself
@@ -98,60 +107,76 @@ class _Step:
             for _ in range(pipeline.ahead):
                 self._post(other)
 
-    def take(self, action: Action) -> Tensor | None:
-        """Wait for what an action needs from another slice, and post the next receive of that line."""
-        schedule, stage = self.pipeline.schedule, self.pipeline.stage
-        message = schedule.takes(stage, action)
-        if message is None:
-            return None
-        source = schedule.source(message)
-        while message not in self.arrived:  # only when it is taken in another order than sent
-            self._post(source)
-        tensor = self.arrived.pop(message).wait()
-        if source != stage:
-            self._post(source)
-        return tensor
+    def take(self, action: Action) -> list[Tensor]:
+        """Wait for what an action needs from others, and post the next receive of each line."""
+        schedule, stage, tensors = self.pipeline.schedule, self.pipeline.stage, []
+        for message in schedule.takes(stage, action):
+            source = schedule.source(message)
+            while message not in self.arrived:  # only when it is taken in another order than sent
+                self._post(source)
+            tensors.append(self.arrived.pop(message).wait())
+            if source != stage:
+                self._post(source)
+        if action.kind == "T":
+            self.scores[action.micro_batch].numbers.wait()
+        return tensors
 
-    def perform(self, action: Action, message: Tensor | None) -> Tensor | None:
-        """Returns what the action makes for another slice."""
+    def perform(self, action: Action, messages: list[Tensor]) -> Tensor | None:
+        """Returns what the action makes for others."""
         pipeline, key = self.pipeline, (action.micro_batch, action.chunk)
         if action.kind == "W":
             with torch.no_grad():
                 for item in self.waiting.pop(key):
                     add_weight_gradient(*item)
             return None
-        if action.kind == "F":
+        if action.kind == "S":
             batch = self.batches[action.micro_batch]
-            x = batch.tokens.flatten() if message is None else message.requires_grad_()
-            output = pipeline.chunks[action.chunk](x, batch)
-            if isinstance(output, tuple):
-                output, self.losses[action.micro_batch] = output
-            self.live[key] = Live(message, output)
-            return output.detach()
-        deferred, live = pipeline.deferred[action.chunk], self.live.pop(key)
-        deferred.open = pipeline.schedule.split
-        torch.autograd.backward(live.output, message)
+            arguments = batch.targets.flatten(), batch.loss_mask.flatten(), batch.loss_scale
+            self.scores[action.micro_batch] = pipeline.share_of_head(messages[0], *arguments)
+            return None
+        if action.kind == "T":
+            d_hidden, losses = pipeline.share_of_head.gradient(self.scores.pop(action.micro_batch))
+            if pipeline.schedule.stage_of[pipeline.schedule.slices - 1] == pipeline.stage:
+                self.losses[action.micro_batch] = losses
+            return d_hidden
+        return self._forward(key, messages) if action.kind == "F" else self._backward(key, messages)
+
+    def _forward(self, key: tuple[int, int], messages: list[Tensor]) -> Tensor:
+        micro_batch, chunk = key
+        batch = self.batches[micro_batch]
+        x = messages[0].requires_grad_() if messages else batch.tokens.flatten()
+        output = self.pipeline.chunks[chunk](x, batch)
+        if isinstance(output, tuple):
+            output, self.losses[micro_batch] = output
+        self.live[key] = Live(x if messages else None, output)
+        return output.detach()
+
+    def _backward(self, key: tuple[int, int], messages: list[Tensor]) -> Tensor | None:
+        live, deferred, split = self.live.pop(key), self.pipeline.deferred[key[1]], self.pipeline.schedule.split
+        deferred.open = split
+        gradient = messages[0] if messages else None
+        if len(messages) > 1:  # a part from every stage's share of the head, in their order; rounded once
+            gradient = torch.stack(messages).sum(0)
+        backward(live.output, gradient)
         deferred.open = False
-        if pipeline.schedule.split:
+        if split:
             self.waiting[key] = deferred.take()
         return None if live.input is None else live.input.grad
 
     def give(self, action: Action, tensor: Tensor | None) -> None:
-        """Send what an action has made, or keep it when the slice that takes it is on this stage too."""
+        """Send what an action has made, or keep it when this stage takes it itself."""
         schedule, stage = self.pipeline.schedule, self.pipeline.stage
-        message = schedule.sends(stage, action)
-        if message is None:
-            return
-        assert tensor is not None
-        target = schedule.stage_of[message.slice]
-        if target == stage:
-            self.arrived[message] = Pending(tensor)
-            return
-        tensor = tensor.contiguous()
-        other, group, tag = self._line(message, target)
-        self.sends.append(Pending(tensor, dist.isend(tensor, dst=other, group=group, tag=tag)))
-        if len(self.sends) > 4 * schedule.stages:  # safe: the schedule is proven to run even if every send blocks
-            self.sends.popleft().wait()
+        for message in schedule.sends(stage, action):
+            assert tensor is not None
+            target = schedule.target(message)
+            if target == stage:
+                self.arrived[message] = Pending(tensor)
+                continue
+            tensor = tensor.contiguous()
+            other, group, tag = self._line(message, target)
+            self.sends.append(Pending(tensor, dist.isend(tensor, dst=other, group=group, tag=tag)))
+            if len(self.sends) > 4 * schedule.stages:  # safe: the schedule is proven to run even if every send blocks
+                self.sends.popleft().wait()
 
     def _post(self, source: int) -> None:
         """Start receiving the next message of a stage, if there is one."""
@@ -164,6 +189,6 @@ class _Step:
     def _line(self, message: Message, other: int) -> tuple[int, dist.ProcessGroup | None, int]:
         """The other rank, the group and the tag of a message."""
         mesh, schedule = self.pipeline.mesh, self.pipeline.schedule
-        group = mesh.lines[schedule.source(message), schedule.stage_of[message.slice]]
-        tag = (message.micro_batch * schedule.slices + message.slice) * 2 + (message.kind == "B")
+        group = mesh.lines[schedule.source(message), schedule.target(message)]
+        tag = (message.micro_batch * schedule.slices + message.place) * 4 + "FBST".index(message.kind)
         return mesh.pipeline.ranks[other], group, tag

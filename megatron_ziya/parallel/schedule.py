@@ -3,7 +3,9 @@
 The model is cut into slices, and a stage holds one or more of them, its chunks; which ones is part of the schedule.
 `F` runs a slice forward on one micro-batch, `B` runs it backward. A schedule that splits the backward pass (zero
 bubble, arXiv 2401.10241) has `B` work out the gradient of the input alone, which the stage before waits for, and `W`
-the gradients of the weights, which nobody waits for. `verify.py` plays a schedule through before anything runs.
+the gradients of the weights, which nobody waits for. A schedule whose head is spread over the stages (`spread.py`) has
+`S` and `T` on every stage: scores of the stage's share of the vocabulary, and what their gradients lead to. `verify.py`
+plays a schedule through before anything runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from megatron_ziya.parallel.slices import Times
 
 class Action(NamedTuple):
     kind: str
-    """`F` forward, `B` backward, `W` gradients of the weights."""
+    """`F` forward, `B` backward, `W` gradients of the weights; `S` scores of the spread head, `T` their gradients."""
     micro_batch: int
     chunk: int = 0
 
@@ -25,11 +27,12 @@ class Action(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A hidden state (`F`) or its gradient (`B`), named by the action and the slice that take it."""
+    """A hidden state (`F`, `S`) or its gradient (`B`, `T`)."""
 
     kind: str
     micro_batch: int
-    slice: int
+    place: int
+    """The slice whose `F` or `B` takes it, the stage whose `S` takes it, the stage whose `T` made it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Schedule:
     """`placement[stage][chunk]` is a slice."""
     split: bool = False
     """The backward pass is split into `B` and `W`."""
+    spread_head: bool = False
+    """Each stage has a share of the head: `S` and `T` for every micro-batch."""
 
     @property
     def stages(self) -> int:
@@ -55,29 +60,58 @@ class Schedule:
         """Slice -> the stage that holds it."""
         return {number: stage for stage, held in enumerate(self.placement) for number in held}
 
-    def sends(self, stage: int, action: Action) -> Message | None:
-        """What an action makes for another slice, if anything."""
-        if action.kind == "W":
-            return None
-        taker = self.placement[stage][action.chunk] + (1 if action.kind == "F" else -1)
-        return Message(action.kind, action.micro_batch, taker) if 0 <= taker < self.slices else None
+    def sends(self, stage: int, action: Action) -> list[Message]:
+        """What an action makes for others; the last slice's hidden states go to every stage's share of the head."""
+        kind, m = action.kind, action.micro_batch
+        if kind == "T":
+            return [Message("T", m, stage)]
+        if kind in "SW":
+            return []
+        number = self.placement[stage][action.chunk]
+        if kind == "F" and number == self.slices - 1:
+            return [Message("S", m, other) for other in range(self.stages)] if self.spread_head else []
+        taker = number + (1 if kind == "F" else -1)
+        return [Message(kind, m, taker)] if taker >= 0 else []
 
-    def takes(self, stage: int, action: Action) -> Message | None:
-        """What an action needs from another slice, if anything."""
-        if action.kind == "W":
-            return None
-        taker = self.placement[stage][action.chunk]
-        maker = taker + (-1 if action.kind == "F" else 1)
-        return Message(action.kind, action.micro_batch, taker) if 0 <= maker < self.slices else None
+    def takes(self, stage: int, action: Action) -> list[Message]:
+        """What an action needs from others; the last slice's backward needs the share of every stage."""
+        kind, m = action.kind, action.micro_batch
+        if kind == "S":
+            return [Message("S", m, stage)]
+        if kind in "TW":
+            return []
+        number = self.placement[stage][action.chunk]
+        if kind == "B" and number == self.slices - 1:
+            return [Message("T", m, other) for other in range(self.stages)] if self.spread_head else []
+        return [Message(kind, m, number)] if kind == "B" or number else []
 
     def source(self, message: Message) -> int:
         """The stage that a message comes from."""
-        return self.stage_of[message.slice + (-1 if message.kind == "F" else 1)]
+        if message.kind in "ST":
+            return message.place if message.kind == "T" else self.stage_of[self.slices - 1]
+        return self.stage_of[message.place + (-1 if message.kind == "F" else 1)]
+
+    def target(self, message: Message) -> int:
+        """The stage that a message goes to."""
+        if message.kind in "ST":
+            return message.place if message.kind == "S" else self.stage_of[self.slices - 1]
+        return self.stage_of[message.place]
 
     def line(self, source: int, target: int) -> list[Message]:
         """The messages from one stage to another, in the order in which they are sent."""
-        made = [self.sends(source, action) for action in self.actions[source]]
-        return [message for message in made if message is not None and self.stage_of[message.slice] == target]
+        made = [message for action in self.actions[source] for message in self.sends(source, action)]
+        return [message for message in made if self.target(message) == target]
+
+
+def duration(schedule: Schedule, times: Times, stage: int, action: Action) -> float:
+    """Time of one action."""
+    if action.kind in "ST":
+        share = times.scores if action.kind == "S" else times.scores_gradient
+        return share[stage] if share else 0.0
+    number = schedule.placement[stage][action.chunk]
+    if action.kind == "B":
+        return times.backward[number] + (0.0 if schedule.split else times.weight[number])
+    return (times.forward if action.kind == "F" else times.weight)[number]
 
 
 def placement(name: str, stages: int, virtual: int) -> list[list[int]]:
@@ -161,17 +195,18 @@ def _weave(forward: Sequence[Action], backward: Sequence[Action], ahead: int) ->
 # --- V-shaped zero bubble: found by list scheduling -------------------------------------------------------------------
 
 
-def zero_bubble_v(stages: int, micro_batches: int, times: Times, most_live: int) -> Schedule:
+def zero_bubble_v(stages: int, micro_batches: int, times: Times, most_live: int, head_time: float = 0.0) -> Schedule:
     """Two slices a stage, down and up again (arXiv 2401.10241, section 6, ZB-V), in `most_live` activations a stage.
 
     The paper draws it for equal times; here a list scheduler plays the stages through with the times given and always
     takes what can start first. Which rule breaks its ties is tried out, the shortest result is taken; all of it is a
     pure function. `most_live` counts slices: `2 * stages` is what 1F1B holds on its first stage. Needs 2 or more.
+    `head_time` passes between forward and backward of the last slice, while the stage does other things.
     """
     if most_live < 2:
         raise ValueError(f"zb-v needs room for 2 activations, not {most_live}")
     tried = [
-        _VSearch(stages, micro_batches, times, most_live, late, patience).run()
+        _VSearch(stages, micro_batches, times, most_live, head_time, late, patience).run()
         for late in (False, True)
         for patience in (0.01, 0.1, 0.25, 0.5)
     ]
@@ -182,12 +217,20 @@ class _VSearch:
     """One run of the list scheduler."""
 
     def __init__(
-        self, stages: int, micro_batches: int, times: Times, most_live: int, late_first: bool, patience: float
+        self,
+        stages: int,
+        micro_batches: int,
+        times: Times,
+        most_live: int,
+        head_time: float,
+        late_first: bool,
+        patience: float,
     ) -> None:
         """`late_first`: forwards of the second slice go before backwards. `patience`: share of a W's time that a stage
         waits for something better than a W."""
         self.micro_batches, self.most_live, self.patience = micro_batches, most_live, patience
-        self.times = dict(zip("FBW", times, strict=True))
+        self.head_time = head_time
+        self.times = {"F": times.forward, "B": times.backward, "W": times.weight}
         self.placement = placement("zb-v", stages, 2)
         self.slices = 2 * stages
         f1, b1, b0 = ("F", 1), ("B", 1), ("B", 0)
@@ -240,7 +283,8 @@ class _VSearch:
             needs = [Message("F", action.micro_batch, number)]
             needs += [Message("B", action.micro_batch, number + 1)] if number + 1 < self.slices else []
         times = [self.finished.get(need) for need in needs]
-        return None if None in times else max((t for t in times if t is not None), default=0.0)
+        pause = self.head_time if action.kind == "B" and number == self.slices - 1 else 0.0
+        return None if None in times else max((t for t in times if t is not None), default=0.0) + pause
 
     def _take(self, begin: float, stage: int, action: Action) -> None:
         number = self.placement[stage][action.chunk]

@@ -18,6 +18,10 @@ class Times(NamedTuple):
     """Gradient of the input alone."""
     weight: tuple[float, ...]
     """Gradient of the weights."""
+    scores: tuple[float, ...] = ()
+    """`S` of each stage, when the head is spread over the stages."""
+    scores_gradient: tuple[float, ...] = ()
+    """`T` of each stage."""
 
     @classmethod
     def equal(cls, slices: int, forward: float = 1.0, backward: float = 1.0, weight: float = 1.0) -> "Times":
@@ -52,17 +56,19 @@ def halves(p: Parallel, layers: int) -> list[range]:
     return [range(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
 
 
-def flops(a: Architecture, sequence: int, cuts: Sequence[range], recompute: bool = False) -> Times:
+def flops(a: Architecture, sequence: int, cuts: Sequence[range], recompute: bool = False, spread: int = 0) -> Times:
     """FLOPs of each slice for one token, the causal half of attention counted; norms and embedding are not counted.
 
     Attention's scores have no weights, so no weight gradient, and twice the work backward (flash attention's own
     recomputation is left out, as PaLM's count does). The head works out its gradients in its forward pass
     (`model/head.py`), so all three products of it count as forward. `recompute` adds the forward pass to the backward.
+    With `spread` stages that share the head each has one product of its share in `S` and two in `T`.
     """
     keys = a.kv_heads * a.head_size
     matrices = (4 * a.hidden_size**2 + 4 * a.hidden_size * keys, 6 * a.hidden_size * a.intermediate_size)
     scores = (2 * sequence * a.hidden_size, 0)
-    head = 3 * 2 * a.hidden_size * a.vocabulary_size
+    product = 2 * a.hidden_size * a.vocabulary_size
+    head = 0 if spread else 3 * product
     forward, backward, weight = [], [], []
     for number, part in enumerate(cuts):
         products = sum(matrices[half % 2] for half in part)
@@ -71,4 +77,5 @@ def flops(a: Architecture, sequence: int, cuts: Sequence[range], recompute: bool
         forward.append(float(products + softmax + (head if number == len(cuts) - 1 else 0)))
         backward.append(float(products + 2 * softmax + again))
         weight.append(float(products))
-    return Times(tuple(forward), tuple(backward), tuple(weight))
+    share = (product / spread,) * spread if spread else ()
+    return Times(tuple(forward), tuple(backward), tuple(weight), share, tuple(2 * part for part in share))

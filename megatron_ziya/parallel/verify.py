@@ -4,15 +4,19 @@ How messages travel is part of the proof. Each stage keeps receives posted for t
 (a line is one stage sending to another), in the order in which they are sent, and posts a further one each time it
 takes one. With NCCL a send may block until its receive is posted; `verify` looks for the smallest `ahead` with which
 the schedule runs to its end even if every send stops its whole stage until then, and the executor posts that many.
+
+A spread head (`spread.py`) has one collective a micro-batch: `S` starts to gather three numbers a token from all stages
+and `T` waits for them. Collectives match by order alone, so every stage must run its `S` in one order.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from megatron_ziya.config import Architecture, Parallel
-from megatron_ziya.parallel.schedule import Action, Message, Schedule, make
+from megatron_ziya.parallel.schedule import Action, Message, Schedule, duration, make
 from megatron_ziya.parallel.slices import Times, flops, halves
+from megatron_ziya.parallel.spread import spread
 
 Line = tuple[int, int]
 """(sending stage, taking stage)."""
@@ -56,17 +60,9 @@ def verify(schedule: Schedule, times: Times | None = None, delay: float = 0.0, a
 
 def planned(p: Parallel, a: Architecture, sequence: int, micro_batches: int) -> tuple[Schedule, Times, Verdict]:
     """The schedule of a recipe, with the FLOPs of its slices (`slices.flops`) as times, and the proof that it runs."""
-    times = flops(a, sequence, halves(p, a.layers), p.recompute == "full")
-    schedule = make(p.schedule, p.pipeline, micro_batches, p.virtual, times)
+    times = flops(a, sequence, halves(p, a.layers), p.recompute == "full", p.pipeline if p.spread_head else 0)
+    schedule = (spread if p.spread_head else make)(p.schedule, p.pipeline, micro_batches, p.virtual, times)
     return schedule, times, verify(schedule, times)
-
-
-def duration(schedule: Schedule, times: Times, stage: int, action: Action) -> float:
-    """Time of one action."""
-    number = schedule.placement[stage][action.chunk]
-    if action.kind == "B":
-        return times.backward[number] + (0.0 if schedule.split else times.weight[number])
-    return (times.forward if action.kind == "F" else times.weight)[number]
 
 
 def most_held(schedule: Schedule, sizes: Sequence[float] = ()) -> list[float]:
@@ -76,7 +72,7 @@ def most_held(schedule: Schedule, sizes: Sequence[float] = ()) -> list[float]:
         held = highest = 0.0
         for action in actions:
             size = sizes[schedule.placement[stage][action.chunk]] if sizes else 1
-            held += {"F": size, "B": 0 if schedule.split else -size, "W": -size}[action.kind]
+            held += {"F": size, "B": 0 if schedule.split else -size, "W": -size}.get(action.kind, 0)
             highest = max(highest, held)
         most.append(highest)
     return most
@@ -100,9 +96,9 @@ class _Play:
         stages = range(schedule.stages)
         self.clock = [0.0] * schedule.stages
         self.starts: list[list[float]] = [[] for _ in stages]
-        self.finished: dict[Message, float] = {}  # what is worked out, by the action and slice that did it
+        self.finished: dict[tuple[int, Action], float] = {}
         self.sent: dict[Message, float] = {}
-        self.under_way: list[Message | None] = [None] * schedule.stages  # the last send of each stage
+        self.under_way: list[deque[Message]] = [deque() for _ in stages]  # what each stage has made, not sent off yet
         self.lines = {(a, b): schedule.line(a, b) for a in stages for b in stages if a != b}
         self.number = {message: (line, k) for line, sent in self.lines.items() for k, message in enumerate(sent)}
         self.taken: dict[Line, int] = defaultdict(int)
@@ -122,52 +118,58 @@ class _Play:
 
     def _advance(self, stage: int) -> bool:
         """Run what this stage can run; False if that is nothing."""
-        todo, before = self.schedule.actions[stage], (len(self.starts[stage]), len(self.posted))
-        while len(self.starts[stage]) < len(todo):
+        todo, before = self.schedule.actions[stage], self._progress(stage)
+        while self._send(stage) and len(self.starts[stage]) < len(todo):
             action = todo[len(self.starts[stage])]
             begin = self._ready(stage, action)
             if begin is None:
                 break
             self._perform(stage, action, begin)
-        return (len(self.starts[stage]), len(self.posted)) != before
+        return self._progress(stage) != before
+
+    def _progress(self, stage: int) -> tuple[int, ...]:
+        return len(self.starts[stage]), len(self.posted), len(self.sent)
+
+    def _send(self, stage: int) -> bool:
+        """Send off what this stage has made, one message after the other; False while one blocks."""
+        queue = self.under_way[stage]
+        while queue:
+            self.sent.setdefault(queue[0], self.clock[stage])
+            if self.blocking and queue[0] in self.number:
+                if queue[0] not in self.posted:
+                    return False
+                self.clock[stage] = max(self.clock[stage], self.posted[queue[0]])
+            queue.popleft()
+        return True
 
     def _ready(self, stage: int, action: Action) -> float | None:
         """When an action can start; None while that cannot be told."""
         needs: list[float | None] = [self.clock[stage]]
-        last = self.under_way[stage]
-        if self.blocking and last is not None:
-            if last not in self.posted:
-                return None
-            needs.append(self.posted[last])
-        number = self.schedule.placement[stage][action.chunk]
-        if action.kind != "F":
-            needs.append(self.finished.get(Message("F" if action.kind == "B" else "B", action.micro_batch, number)))
-        message = self.schedule.takes(stage, action)
-        if message is not None and message in self.number:
-            line, k = self.number[message]
-            self._post(line, k + 1, self.clock[stage])
+        if action.kind in "BW":
+            needs.append(self.finished.get((stage, action._replace(kind="F" if action.kind == "B" else "B"))))
+        if action.kind == "T":
+            for other in range(self.schedule.stages):
+                ended = self.finished.get((other, action._replace(kind="S")))
+                needs.append(ended if ended is None or other == stage else ended + self.delay)
+        for message in self.schedule.takes(stage, action):
             sent = self.sent.get(message)
-            needs.append(None if sent is None else max(sent, self.posted[message]) + self.delay)
-        elif message is not None:
-            step = -1 if action.kind == "F" else 1
-            needs.append(self.finished.get(message._replace(slice=number + step)))
+            if message in self.number:
+                line, k = self.number[message]
+                self._post(line, k + 1, self.clock[stage])
+                sent = None if sent is None else max(sent, self.posted[message]) + self.delay
+            needs.append(sent)
         return None if None in needs else max(t for t in needs if t is not None)
 
     def _perform(self, stage: int, action: Action, begin: float) -> None:
         self.starts[stage].append(begin)
         self.clock[stage] = begin + duration(self.schedule, self.times, stage, action)
-        number = self.schedule.placement[stage][action.chunk]
-        self.finished[Message(action.kind, action.micro_batch, number)] = self.clock[stage]
-        message = self.schedule.takes(stage, action)
-        if message is not None and message in self.number:
-            line, _ = self.number[message]
-            self.taken[line] += 1
-            self._post(line, self.taken[line] + self.ahead, begin)
-        message = self.schedule.sends(stage, action)
-        self.under_way[stage] = None
-        if message is not None and message in self.number:
-            self.sent[message] = self.clock[stage]
-            self.under_way[stage] = message
+        self.finished[stage, action] = self.clock[stage]
+        for message in self.schedule.takes(stage, action):
+            if message in self.number:
+                line, _ = self.number[message]
+                self.taken[line] += 1
+                self._post(line, self.taken[line] + self.ahead, begin)
+        self.under_way[stage].extend(self.schedule.sends(stage, action))
 
     def _post(self, line: Line, upto: int, time: float) -> None:
         for message in self.lines[line][self.posts[line] : upto]:
@@ -181,9 +183,14 @@ def _complete(schedule: Schedule) -> None:
         raise ValueError(f"every slice must lie on one stage; the stages hold {schedule.placement}")
     micro_batches = 1 + max(action.micro_batch for todo in schedule.actions for action in todo)
     kinds = "FBW" if schedule.split else "FB"
+    head = {Action(kind, m) for kind in "ST" for m in range(micro_batches)} if schedule.spread_head else set()
     for stage, todo in enumerate(schedule.actions):
         chunks = range(len(schedule.placement[stage]))
-        wanted = {Action(kind, m, c) for kind in kinds for m in range(micro_batches) for c in chunks}
+        wanted = {Action(kind, m, c) for kind in kinds for m in range(micro_batches) for c in chunks} | head
         if len(todo) != len(wanted) or set(todo) != wanted:
             odd = sorted(map(str, wanted.symmetric_difference(todo))) or ["an action twice"]
-            raise ValueError(f"stage {stage} must run each of {kinds} once for every micro-batch: {', '.join(odd)}")
+            told = kinds + ("ST" if head else "")
+            raise ValueError(f"stage {stage} must run each of {told} once for every micro-batch: {', '.join(odd)}")
+    orders = {tuple(action.micro_batch for action in todo if action.kind == "S") for todo in schedule.actions}
+    if len(orders) > 1:
+        raise ValueError("every stage must run S in the same order of micro-batches: what S gathers matches by order")

@@ -46,6 +46,7 @@ class Cell:
     halves: bool = False
     """Half a layer more on even slices, half a layer less on odd ones: cuts between attention and MLP."""
     invariant: bool = False
+    spread_head: bool = False
 
     @property
     def processes(self) -> int:
@@ -72,7 +73,11 @@ KNOBS: dict[str, tuple[Any, ...]] = {
     "clip": (0.0, 0.5),
 }
 """What it works on. 0.5 is under the gradient's norm (about 1), so every step is clipped."""
-DRAWN: dict[str, tuple[Any, ...]] = {"halves": (False, True), "invariant": (False, False, False, True)}
+DRAWN: dict[str, tuple[Any, ...]] = {
+    "halves": (False, True),
+    "invariant": (False, False, False, True),
+    "spread_head": (False, True),
+}
 """Knobs that do not multiply the grid: each cell draws its values by its name."""
 
 
@@ -121,9 +126,11 @@ def draw(*of: Any) -> int:
 def possible(cell: Cell) -> Cell:
     """Without the drawn knobs that do not go with the others."""
     if cell.pipeline == 1:
-        cell = dataclasses.replace(cell, halves=False)
+        cell = dataclasses.replace(cell, halves=False, spread_head=False)
     if cell.micro > 1 or (cell.tied and cell.pipeline > 1):
         cell = dataclasses.replace(cell, invariant=False)
+    if cell.tied or cell.invariant:
+        cell = dataclasses.replace(cell, spread_head=False)
     return cell
 
 
@@ -154,7 +161,7 @@ def recipe(cell: Cell, weights: str = "fp64") -> Recipe:
     parallel = Parallel(
         tensor=cell.tensor, pipeline=cell.pipeline, virtual=cell.virtual, schedule=cell.schedule,
         sequence=cell.sequence, bucket_mib=0.02, invariant=cell.invariant, layout=tuple(halves) if cell.halves else (),
-        recompute=recompute, recompute_layers=int(cell.recompute == "first layer"),
+        recompute=recompute, recompute_layers=int(cell.recompute == "first layer"), spread_head=cell.spread_head,
     )  # fmt: skip
     data = Data(
         sequence_length=SEQUENCE, global_batch_size=cell.data * micro_batches * cell.micro,
@@ -205,7 +212,7 @@ def run_cells(chosen: Sequence[Cell], folder: Path) -> list[dict[str, float]]:
     if size > 1:
         dist.barrier()
     truths = {path: torch.load(path, weights_only=True) for path in wanted}
-    mesh = meshes.build(chosen[0].tensor, chosen[0].pipeline, torch.device("cpu"), tied=True)
+    mesh = meshes.build(chosen[0].tensor, chosen[0].pipeline, torch.device("cpu"), tied=True, spread_head=True)
     found = []
     for cell in chosen:
         found.append(differences(*trained(recipe(cell), mesh), truths[truth_path(cell, folder)], rank))
@@ -266,7 +273,7 @@ def rounding(cell: Cell, weights: str) -> dict[str, tuple[float, float]]:
         return drawn(*arguments).to(dtype).float()
 
     with mock.patch.object(parallelize, "initial_weight", rounded):
-        mesh = meshes.build(cell.tensor, cell.pipeline, torch.device("cpu"), tied=True)
+        mesh = meshes.build(cell.tensor, cell.pipeline, torch.device("cpu"), tied=True, spread_head=True)
         ours, _ = trained(recipe(cell, weights), mesh)
         if mesh.rank:
             return {}

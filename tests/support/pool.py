@@ -52,8 +52,7 @@ class Pool:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        # torch's checkpoint imports torch._dynamo when first called: 3.4 s, once here instead of once a worker
-        context.set_forkserver_preload(["megatron_ziya.train", "torch._dynamo"])
+        context.set_forkserver_preload(["megatron_ziya.train"])
         for rank in range(self.size):
             here, there = context.Pipe()
             process = context.Process(target=_work, args=(rank, self.store.port, there), daemon=True)

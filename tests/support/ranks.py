@@ -103,7 +103,8 @@ def run_recipe(recipe: Any) -> None:
     from megatron_ziya import train
     from megatron_ziya.parallel import mesh as meshes
 
-    mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, torch.device("cpu"), recipe.model.tied)
+    p = recipe.parallel
+    mesh = meshes.build(p.tensor, p.pipeline, torch.device("cpu"), recipe.model.tied, p.spread_head)
     train.train(recipe, mesh, train.check(recipe, mesh.size))
 
 
@@ -112,8 +113,8 @@ def train_few_steps(recipe: Any, steps: int) -> dict[str, Any]:
     from megatron_ziya import batches, train
     from megatron_ziya.parallel import mesh as meshes
 
-    a = recipe.model.architecture()
-    mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, torch.device("cpu"), a.tied)
+    a, p = recipe.model.architecture(), recipe.parallel
+    mesh = meshes.build(p.tensor, p.pipeline, torch.device("cpu"), a.tied, p.spread_head)
     trainer = train.setup(recipe, mesh, a)
     mix = RandomMix(a.vocabulary_size, recipe.data.sequence_length)
     losses, norms, gradients = [], [], {}

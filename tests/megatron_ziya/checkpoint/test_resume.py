@@ -13,7 +13,9 @@ from megatron_ziya.checkpoint.distributed import Reader
 from megatron_ziya.config import Checkpoint, Data, Log, Model, Optimizer, Parallel, Precision, Recipe, Run, Source
 from ziya_data.indexed.writer import IndexedDatasetWriter
 
-MODEL = Model(vocabulary_size=96, hidden_size=32, intermediate_size=48, layers=4, heads=4, kv_heads=2, max_positions=16)
+MODEL = Model(
+    vocabulary_size=300, hidden_size=32, intermediate_size=48, layers=4, heads=4, kv_heads=2, max_positions=16
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +65,21 @@ LAYOUTS = [
     (1, {}),
     (3, {}),
     (2, {"tensor": 2, "sequence": False}),
+    (4, {"tensor": 2, "pipeline": 2, "spread_head": True}),
     (4, {"pipeline": 2}),
+    (3, {"pipeline": 3, "spread_head": True}),
     (8, {"tensor": 2, "pipeline": 2}),
 ]
 
 
 def test_any_layout_goes_on_from_any_other(tmp_path, dataset):
-    """Six steps, one layout a step; FP64 so that nothing but a mistake can show."""
+    """One layout a step; FP64 so that nothing but a mistake can show."""
     alone = tmp_path / "alone"
     run_ranks(1, run_recipe, recipe(alone, dataset, len(LAYOUTS), "fp64"))
     for step, (ranks, layout) in enumerate(LAYOUTS, 1):
         run_ranks(ranks, run_recipe, recipe(tmp_path / "moving", dataset, step, "fp64", **layout))
     assert losses(tmp_path / "moving") == pytest.approx(losses(alone), rel=1e-12)
-    one, two = Reader(alone / "checkpoints/step_000005"), Reader(tmp_path / "moving/checkpoints/step_000005")
+    one, two = (Reader(tmp_path / name / f"checkpoints/step_{len(LAYOUTS):06d}") for name in ("alone", "moving"))
     for kind, name in one.segments:
         torch.testing.assert_close(two.read(name, kind), one.read(name, kind), rtol=1e-10, atol=1e-14)
 

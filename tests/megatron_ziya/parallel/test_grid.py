@@ -22,6 +22,10 @@ FEW = [
     Cell(pipeline=2, data=3, schedule="interleaved", virtual=2, documents=False),
     Cell(tensor=2, pipeline=2, data=2, schedule="zb-v", virtual=2, kv_heads=4, recompute="first layer", halves=True),
     Cell(tensor=2, pipeline=2, data=2, schedule="zb-h1", recompute="selective", invariant=True, clip=0.5),
+    Cell(pipeline=3, spread_head=True, micro=2, clip=0.5, documents=False),
+    Cell(tensor=2, pipeline=4, schedule="zb-h1", kv_heads=4, recompute="full", halves=True, spread_head=True),
+    Cell(tensor=2, pipeline=2, data=2, schedule="zb-v", virtual=2, sequence=False, spread_head=True),
+    Cell(pipeline=2, data=2, schedule="interleaved", virtual=2, recompute="first layer", spread_head=True),
 ]
 
 
@@ -41,7 +45,14 @@ def test_cell(cell, pool, folder):
     assert not too_far(run(pool, [cell], folder))
 
 
-@pytest.mark.parametrize("layout", [Cell(tensor=2, pipeline=2, kv_heads=4), Cell(tensor=2, data=2)], ids=str)
+NARROW = [
+    Cell(tensor=2, pipeline=2, kv_heads=4),
+    Cell(tensor=2, data=2),
+    Cell(tensor=2, pipeline=2, spread_head=True),
+]
+
+
+@pytest.mark.parametrize("layout", NARROW, ids=str)
 @pytest.mark.parametrize(("weights", "unit"), [("fp32", 2**-24), ("bf16", 2**-9)])
 def test_narrow_types_round_no_more_than_one_process(layout, weights, unit, pool):
     """FlashAttention's rule, on every gradient: the error against FP64 is at most twice that of one process.

@@ -92,6 +92,8 @@ BLOCKING = {
     "interleaved pp2": (2, {"pipeline": 2, "virtual": 2, "schedule": "interleaved"}),
     "zb-h1 pp4": (4, {"pipeline": 4, "schedule": "zb-h1"}),
     "zb-v pp4": (4, {"pipeline": 4, "layers": 8, **V}),
+    "1f1b pp3 spread head": (3, {"pipeline": 3, "spread_head": True}),
+    "zb-v pp4 spread head": (4, {"pipeline": 4, "layers": 8, "spread_head": True, **V}),
 }
 
 

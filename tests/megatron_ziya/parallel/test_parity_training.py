@@ -13,6 +13,7 @@ SMALL = Model(
     vocabulary_size=100, hidden_size=32, intermediate_size=48, layers=4, heads=4, kv_heads=2, max_positions=16
 )
 RAMP = {"ramp_up_start": 4, "ramp_up_increment": 4, "ramp_up_steps": 2, "global_batch_size": 12}
+WIDE = {"vocabulary_size": 300}  # shares are multiples of 128 rows
 
 CELLS = {
     "pp2 selective": (2, {"pipeline": 2, "recompute": "selective"}, {}),
@@ -20,13 +21,18 @@ CELLS = {
     "tp2 selective, first layer": (2, {"tensor": 2, "recompute": "selective", "recompute_layers": 1}, {}),
     "dp2 ramp-up": (2, {}, {"data": RAMP}),
     "pp2 dp2 ramp-up": (4, {"pipeline": 2}, {"data": RAMP}),
+    "pp2 dp2 spread head, ramp-up, debug": (
+        4, {"pipeline": 2, "spread_head": True}, {"data": RAMP, "run": {"debug": True}, "model": WIDE}),
+    "tp2 pp2 spread head, zb-v, ramp-up, selective": (
+        4, {"tensor": 2, "pipeline": 2, "virtual": 2, "schedule": "zb-v", "spread_head": True,
+            "recompute": "selective"}, {"data": RAMP, "model": WIDE}),
     "dp3 invariant": (3, {"invariant": True}, {}),
     "tp2 dp2 invariant": (4, {"tensor": 2, "invariant": True}, {}),
     "pp2 dp2 invariant": (4, {"pipeline": 2, "invariant": True}, {}),
     "dp4 debug": (4, {}, {"run": {"debug": True}}),
     "pp2 dp2 debug, recompute": (4, {"pipeline": 2, "recompute": "full"}, {"run": {"debug": True}}),
     "dp2 wsd": (2, {}, {"optimizer": {"schedule": "wsd", "decay": 0.67}}),
-}
+}  # fmt: skip
 
 
 def recipe(parallel, sections) -> Recipe:

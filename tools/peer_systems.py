@@ -48,6 +48,7 @@ class System:
     """Most that issue 4 allows, as a share of transformers on one process."""
     layout: dict[str, Any] = field(default_factory=dict)
     """Keys of the recipe's section `parallel`."""
+    kernels: str = "auto"
 
 
 def rows(size: Size) -> Tensor:
@@ -270,7 +271,7 @@ def ours(system: System, size: Size) -> Step:
             },
             "parallel": system.layout,
             "data": {"sequence_length": size.sequence, "global_batch_size": size.sequences, "document_mask": False},
-            "precision": {"weights": system.dtype},
+            "precision": {"weights": system.dtype, "kernels": system.kernels},
         },
     )  # fmt: skip
     mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, device)
@@ -297,6 +298,8 @@ SYSTEMS = {
     "torch DTensor tp2 + sequence parallel": System(2, "fp32", dtensor),
     "ours, fp32": System(1, "fp32", ours, 0.90),
     "ours, bf16": System(1, "bf16", ours, 0.85),
+    "ours, fp32, compiled": System(1, "fp32", ours, 0.85, kernels="compiled"),
+    "ours, bf16, compiled": System(1, "bf16", ours, 0.78, kernels="compiled"),
     "ours tp2 + sequence parallel": System(2, "fp32", ours, 1.35, {"tensor": 2}),
     "ours tp2": System(2, "fp32", ours, None, {"tensor": 2, "sequence": False}),
     "ours pp2 1f1b": System(2, "fp32", ours, 1.03, {"pipeline": 2}),

@@ -5,6 +5,7 @@ reference.py      the plain twins: the oracle of every Triton kernel, and the pr
 attention.py      causal flash attention, grouped heads, document boundaries without a mask in memory; its kernels
                   are in attention_forward.py and attention_backward.py
 attention_short.py  what a CPU runs for rows of one document and 128 to 511 tokens
+compiled.py       RMSNorm, rotary and SwiGLU by torch's compiler, for a CPU with a C++ compiler
 rotary.py         rotary embedding of query and key in one launch, rotated in FP32
 rms_norm.py       RMSNorm, FP32 statistics
 swiglu.py         silu(gate) * up on one fused projection

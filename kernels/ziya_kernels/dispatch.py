@@ -7,9 +7,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ziya_kernels import apex, reference
+from ziya_kernels import apex, compiled, reference
 
-CHOICES = ("auto", "triton", "torch", "apex")
+CHOICES = ("auto", "triton", "torch", "compiled", "apex")
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ class Kernels:
     cross_entropy: Callable[[Tensor, Tensor], Tensor]
     softmax: Callable[[Tensor, float, bool], Tensor]
     adamw: Callable[..., None]
+    cost: Callable[[], str] = str
+    """What making the operators took so far, in words; empty when nothing is made at run time."""
 
     def describe(self) -> str:
         """One line for the log: the choice, the device, and the file that each operator comes from."""
-        operators = [field.name for field in fields(self) if field.name not in ("name", "device")]
+        operators = [field.name for field in fields(self) if field.name not in ("name", "device", "cost")]
         homes = {operator: getattr(self, operator).__module__.split(".")[-1] for operator in operators}
         listed = ", ".join(f"{operator}={home}" for operator, home in homes.items())
         return f"kernels={self.name} on {self.device}: {listed}"
@@ -67,15 +69,33 @@ def _triton(device: torch.device) -> Kernels:
     )
 
 
-def select(name: str, device: torch.device) -> Kernels:
-    """The operators called `name` (auto, triton, torch or apex) for tensors on `device`.
+def _compiled(device: torch.device) -> Kernels:
+    if device.type != "cpu":
+        raise ValueError(f"kernels='compiled' is made for a CPU, not for {device}; use kernels=triton, or auto")
+    compiled.require()
+    codes = compiled.Codes()
+    return replace(
+        _torch(device),
+        name="compiled",
+        rms_norm=codes.rms_norm,
+        rotary=codes.rotary,
+        swiglu=codes.swiglu,
+        cost=codes.cost,
+    )
 
-    auto is triton on a GPU where it is installed, otherwise torch. apex takes RMSNorm and Adam from NVIDIA apex and
-    the rest from auto. Raises ValueError for an unknown name and for one that cannot run here, saying what to use.
+
+def select(name: str, device: torch.device) -> Kernels:
+    """The operators called `name` (auto, triton, torch, compiled or apex) for tensors on `device`.
+
+    auto is triton on a GPU where it is installed, otherwise torch. compiled is torch with the operators of
+    `compiled.py`, which need a C++ compiler at run time; on a CPU alone. apex takes RMSNorm and Adam from NVIDIA apex
+    and the rest from auto. Raises ValueError for an unknown name and for one that cannot run here, saying what to use.
     """
     if name not in CHOICES:
         raise ValueError(f"kernels={name!r} is not known; use one of {', '.join(CHOICES)}")
     with_triton = device.type == "cuda" and find_spec("triton") is not None
+    if name == "compiled":
+        return _compiled(device)
     if name == "apex":
         if device.type != "cuda":
             raise ValueError(f"kernels='apex' cannot run on {device}; use kernels=torch, or auto, or a GPU")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_ziya import checks, config
+from megatron_ziya.config import Architecture, Recipe
 from megatron_ziya.parallel.verify import planned
 from megatron_ziya.plan.drawing import draw
 from megatron_ziya.plan.estimate import estimate
@@ -29,6 +30,7 @@ def plan(arguments: Sequence[str]) -> int:
     parser.add_argument("--ranks", type=int, help="processes in all; default: tensor x pipeline")
     parser.add_argument("--tokens", type=float, help="tokens of the whole run; default: those of the recipe's steps")
     parser.add_argument("--tflops", type=float, help="TFLOP/s that a rank reaches while it works; gives the time")
+    parser.add_argument("--sizes", metavar="RECIPE", help="take the model's sizes from here, not from model.load")
     parser.add_argument("--draw-schedule", type=Path, metavar="PNG", help="draw the pipeline schedule")
     parser.add_argument(
         "--trace", type=Path, metavar="RUN_DIR", help="lay the prediction over a run's trace (trained with log.trace)"
@@ -39,32 +41,72 @@ def plan(arguments: Sequence[str]) -> int:
     if options.recipe is None:
         raise ValueError("which recipe? write ziya plan RECIPE, or ziya plan --trace RUN_DIR")
     recipe = config.load(options.recipe, overrides)
-    architecture = architecture_of(recipe)
-    p, d = recipe.parallel, recipe.data
+    architecture = sizes(recipe, options.sizes)
+    p = recipe.parallel
     ranks = options.ranks or p.tensor * p.pipeline
     checks.check(recipe, architecture, ranks)
-    e = estimate(recipe, architecture, ranks)
-    data_ranks = ranks // (p.tensor * p.pipeline)
-    micro_batches = d.global_batch_size // (data_ranks * d.micro_batch_size)
-    rows = [
-        ("weights", f"{e.parameters / 1e9:.3f} B in all, {e.parameters_per_rank / 1e9:.3f} B on the fullest rank"),
-        ("layout", f"tensor {p.tensor} x pipeline {p.pipeline} x data {data_ranks} = {ranks} ranks"),
-        ("schedule", f"{p.schedule}, {micro_batches} micro-batches, bubble {e.bubble:.1%} (FLOPs alone)"),
-        ("memory per rank", f"weights {e.weights_gib:.2f} + gradients {e.gradients_gib:.2f} + optimizer "
-         f"{e.optimizer_gib:.2f} + activations {e.activations_gib:.2f} = {e.total_gib:.2f} GiB"),
-        ("step", f"{e.tokens_per_step:,} tokens, {e.tokens_per_step * e.flops_per_token / 1e12:,.3f} TFLOP"),
-    ]  # fmt: skip
-    tokens = options.tokens or e.tokens_per_step * recipe.run.steps
-    if options.tflops:
-        days = e.seconds(tokens, ranks, options.tflops * 1e12) / 86400
-        rows.append(("time", f"{tokens:,.0f} tokens at {options.tflops:g} TFLOP/s a rank: {days:.2f} days"))
-    for name, text in rows:
+    for name, text in rows(recipe, architecture, ranks, options.tokens, options.tflops):
         print(f"{name:<16} {text}")
     if options.draw_schedule:
+        d = recipe.data
+        micro_batches = d.global_batch_size // (ranks // (p.tensor * p.pipeline) * d.micro_batch_size)
         schedule, _, _ = planned(p, architecture, d.sequence_length, micro_batches)
         draw(schedule, options.draw_schedule, f"{p.schedule}, {p.pipeline} stages, {micro_batches} micro-batches")
         print(f"{'drawing':<16} {options.draw_schedule}")
     return 0
+
+
+def sizes(recipe: Recipe, other: str | None) -> Architecture:
+    """The model's shape: of the recipe `other` if given, else as the run will find it."""
+    if other is not None:
+        return architecture_of(config.load(other))
+    try:
+        return architecture_of(recipe)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; to plan before it is there, give a recipe with --sizes") from None
+
+
+def rows(
+    recipe: Recipe, a: Architecture, ranks: int, tokens: float | None, tflops: float | None
+) -> list[tuple[str, str]]:
+    """What `ziya plan` prints: a name and a line each."""
+    device = "cpu" if recipe.run.device == "cpu" else "cuda"
+    e = estimate(recipe, a, ranks, device)
+    p, d, m = recipe.parallel, recipe.data, e.memory
+    data_ranks = ranks // (p.tensor * p.pipeline)
+    micro_batches = d.global_batch_size // (data_ranks * d.micro_batch_size)
+    size, unit = (2**30, "GiB") if m.total >= 2**30 else (2**20, "MiB")
+    parts = ("weights", "gradients", "optimizer", "activations", "working")
+    listed = ", ".join(f"{part} {getattr(m, part) / size:.2f}" for part in parts)
+    fullest = f", stage {m.stage} of {p.pipeline}, the fullest" if p.pipeline > 1 else ""
+    found = [
+        ("model", f"{count(e.parameters)} weights, {count(e.parameters_per_rank)} a rank"),
+        ("layout", f"tensor {p.tensor} x pipeline {p.pipeline} x data {data_ranks} = {ranks} ranks"),
+        ("batch", f"{d.global_batch_size} sequences of {d.sequence_length:,} tokens = {e.tokens_per_step:,} tokens, "
+         f"{micro_batches} micro-batches of {d.micro_batch_size} a rank"),
+        ("memory a rank", f"{m.total / size:.2f} {unit} on a {'CPU' if device == 'cpu' else 'GPU'}{fullest}"),
+        ("", listed),
+    ]  # fmt: skip
+    if p.pipeline > 1:
+        ramp = f", {e.first_bubble:.1%} at the first step" if d.ramp_up_start else ""
+        found.append(("bubble", f"{e.bubble:.1%} of a step with {p.schedule}{ramp} (FLOPs alone, no communication)"))
+    again = f", recomputation {e.recomputed_per_token / e.flops_per_token:.0%} on top" if e.recomputed_per_token else ""
+    work = e.tokens_per_step * e.flops_per_token / 1e12
+    found.append(("step", f"{work:,.{0 if work >= 100 else 3}f} TFLOP{again}"))
+    whole = tokens or e.tokens
+    ramp = f" (the first {d.ramp_up_steps} with fewer sequences, from {d.ramp_up_start})" if d.ramp_up_start else ""
+    steps = "" if tokens else f" in {recipe.run.steps:,} steps{ramp}"
+    found.append(("run", f"{count(whole)} tokens{steps}"))
+    if tflops:
+        hours = e.seconds(whole, ranks, tflops * 1e12) / 3600
+        time = f"{hours / 24:.2f} days" if hours >= 48 else f"{hours:.2f} hours"
+        found.append(("time", f"{time} at {tflops:g} TFLOP/s a rank while it works"))
+    return found
+
+
+def count(number: float) -> str:
+    """1.50 M, 13.02 B."""
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
 
 
 def show_trace(directory: Path) -> int:

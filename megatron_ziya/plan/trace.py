@@ -84,28 +84,32 @@ def _times(schedule: Schedule, measured: Sequence[Sequence[tuple[float, float]]]
     found: dict[tuple[str, int], list[float]] = defaultdict(lambda: [])
     for stage, actions in enumerate(schedule.actions):
         for action, (start, end) in zip(actions, measured[stage], strict=True):
-            found[action.kind, schedule.placement[stage][action.chunk]].append(end - start + pause)
+            where = stage if action.kind in "ST" else schedule.placement[stage][action.chunk]
+            found[action.kind, where].append(end - start + pause)
     means = {key: statistics.fmean(values) for key, values in found.items()}
-    return Times(*(tuple(means.get((kind, number), 0.0) for number in range(schedule.slices)) for kind in "FBW"))
+    slices, stages = range(schedule.slices), range(schedule.stages if schedule.spread_head else 0)
+    return Times(*(tuple(means.get((kind, number), 0.0) for number in slices) for kind in "FBW"),
+                 *(tuple(means[kind, stage] for stage in stages) for kind in "ST"))  # fmt: skip
 
 
 def _between(schedule: Schedule, measured: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float]:
     """Time of a message that was waited for, and of the program between two actions when nothing was waited for."""
-    sent: dict[Message, float] = {}
+    made: dict[Message, float] = {}
+    gathered: dict[int, float] = defaultdict(float)  # micro-batch -> end of the last stage's S
     for stage, actions in enumerate(schedule.actions):
         for action, (_, end) in zip(actions, measured[stage], strict=True):
-            message = schedule.sends(stage, action)
-            if message is not None:
-                sent[message] = end
+            made |= dict.fromkeys(schedule.sends(stage, action), end)
+            if action.kind == "S":
+                gathered[action.micro_batch] = max(gathered[action.micro_batch], end)
     waits, pauses = [], []
     for stage, actions in enumerate(schedule.actions):
         free = 0.0
         for action, (start, end) in zip(actions, measured[stage], strict=True):
-            message = schedule.takes(stage, action)
-            made = sent[message] if message is not None else 0.0
-            if made > free and message is not None and schedule.source(message) != stage:
-                waits.append(max(0.0, start - made))
+            needs = [made[m] for m in schedule.takes(stage, action) if schedule.source(m) != stage]
+            needs += [gathered[action.micro_batch]] if action.kind == "T" else []
+            if max(needs, default=0.0) > free:
+                waits.append(max(0.0, start - max(needs)))
             else:
                 pauses.append(start - free)
             free = end
-    return statistics.median(waits or [0.0]), statistics.median(pauses)
+    return statistics.median(waits or [0.0]), statistics.median(pauses or [0.0])

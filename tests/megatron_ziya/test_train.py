@@ -161,3 +161,44 @@ def test_a_stopped_run_saves_its_step_and_goes_on_to_the_bit(tmp_path, dataset):
     assert Reader(tmp_path / f"parts/checkpoints/step_{stopped:06d}").step == stopped
     run_ranks(2, run_recipe, parts)
     assert rows(tmp_path / "parts", "loss") == rows(tmp_path / "whole", "loss")
+
+
+def test_a_deterministic_run_repeats_to_the_bit(tmp_path, dataset, monkeypatch):
+    """The knob is in force while steps run, no operation of ours lacks a deterministic form, and bits repeat."""
+    step, seen = train.train_step, []
+
+    def watched(*arguments):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "train_step", watched)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        for name in ("one", "two"):
+            wanted = recipe(tmp_path / name, dataset, 3, run={"deterministic": True}, precision={"weights": "bf16"})
+            (tmp_path / "recipe.toml").write_text(config.to_toml(wanted))
+            assert train.main([str(tmp_path / "recipe.toml")]) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [True] * 6
+    one, two = (Reader(tmp_path / name / "checkpoints/step_000003") for name in ("one", "two"))
+    for kind, name in one.segments:
+        assert torch.equal(one.read(name, kind), two.read(name, kind)), (kind, name)
+
+
+@pytest.mark.slow
+def test_compiled_kernels_train_like_plain_ones_in_every_layout(tmp_path, dataset):
+    """The ranks compile at once and share inductor's cache; differences are those of FP32 sums over four steps."""
+    compiled = pytest.importorskip("ziya_kernels.compiled")
+    try:
+        compiled.require()
+    except ValueError as error:
+        pytest.skip(str(error))
+    for name, ranks, parallel in (("tp", 2, {"tensor": 2}), ("pp", 2, {"pipeline": 2}), ("dp", 2, {})):
+        for kernels in ("torch", "compiled"):
+            knobs = {"weights": "fp32", "kernels": kernels}
+            wanted = recipe(tmp_path / name / kernels, dataset, 4, parallel=parallel, precision=knobs)
+            run_ranks(ranks, run_recipe, wanted, timeout=300)
+        plain, made = (rows(tmp_path / name / kernels, "loss") for kernels in ("torch", "compiled"))
+        assert made == pytest.approx(plain, rel=1e-5)
+    assert "kernels in" in (tmp_path / "tp/compiled/logs/rank_1.log").read_text()

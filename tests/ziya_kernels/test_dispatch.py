@@ -36,7 +36,7 @@ def test_describe_is_one_line_that_names_every_operator() -> None:
 @pytest.mark.parametrize(
     ("name", "device", "message"),
     [
-        ("cuda", CPU, "kernels='cuda' is not known; use one of auto, triton, torch, apex"),
+        ("cuda", CPU, "kernels='cuda' is not known; use one of auto, triton, torch, compiled, apex"),
         ("triton", CPU, "kernels='triton' cannot run on cpu; use kernels=torch"),
         ("apex", CPU, "kernels='apex' cannot run on cpu; use kernels=torch"),
         ("apex", CUDA, "PyPI's apex is another package"),

@@ -56,7 +56,7 @@ def test_bubbles_of_llama2_13b_on_80_gpus(stages, name, virtual, expected):
     cuts = halves(Parallel(pipeline=stages, virtual=virtual, schedule=name), 40)
     plain = flops(dataclasses.replace(LLAMA2_13B, vocabulary_size=1), 4096, cuts)
     head = 2.0 * 5120 * 39424
-    times = Times(*((*part[:-1], part[-1] + head) for part in plain))
+    times = Times(*((*part[:-1], part[-1] + head) for part in plain[:3]))
     lists = make(name, stages, 640 // (80 // stages), virtual, times)
     found = 100 * verify(lists, times).bubble
     if name == "zb-v":  # found by search, so another list than theirs: at least as good
@@ -79,7 +79,7 @@ def test_time_of_ziya2s_run_without_the_bubble():
 def test_bytes_a_weight(weights, expected):
     r = dataclasses.replace(recipe(), precision=Precision(weights=weights))
     e = estimate(r, LLAMA2_13B, 1)
-    total = (e.weights_gib + e.gradients_gib + e.optimizer_gib) * 2**30
+    total = e.memory.weights + e.memory.gradients + e.memory.optimizer
     assert total / LLAMA2_13B.parameters() == pytest.approx(expected, rel=1e-3)
 
 
@@ -93,6 +93,7 @@ def test_weights_of_a_stage_are_what_is_allocated():
 def test_the_command_draws(tmp_path, capsys):
     path = tmp_path / "schedule.png"
     arguments = [str(EXAMPLES / "base.toml"), "--parallel.pipeline", "4", "--draw-schedule", str(path)]
+    arguments += ["--data.global_batch_size", "16"]
     assert commands.plan(arguments) == 0
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "bubble" in capsys.readouterr().out

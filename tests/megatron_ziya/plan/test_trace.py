@@ -19,7 +19,7 @@ from megatron_ziya.plan.trace import compare
 from ziya_data.indexed.writer import IndexedDatasetWriter
 
 MODEL = Model(vocabulary_size=96, hidden_size=32, intermediate_size=48, layers=4, heads=4, max_positions=16)
-V = Parallel(pipeline=2, virtual=2, schedule="zb-v", layout=(1.5, 1.0, 1.0, 0.5))
+V = Parallel(pipeline=2, virtual=2, schedule="zb-v", layout=(1.5, 1.0, 1.0, 0.5), spread_head=True)
 
 
 def recipe(directory: Path, parallel: Parallel, steps: int, paths: tuple[str, ...] = ()) -> Recipe:
@@ -44,7 +44,7 @@ def test_a_run_is_traced_predicted_and_goes_on_in_another_layout(tmp_path, capsy
     run_ranks(2, run_recipe, first)
     found = compare(run, first, MODEL.architecture())
     assert found.live == found.verdict.live  # what the executor held is what the verifier says
-    assert [len(stage) for stage in found.measured] == [36, 36]
+    assert [len(stage) for stage in found.measured] == [48, 48]  # F, B, W of two slices, S and T, six times
     assert all(a[1] <= b[0] for stage in found.measured for a, b in itertools.pairwise(stage))
     assert commands.plan(["--trace", str(run)]) == 0
     assert "equal" in capsys.readouterr().out and (run / "trace.png").read_bytes().startswith(b"\x89PNG")
@@ -57,21 +57,24 @@ def test_a_run_is_traced_predicted_and_goes_on_in_another_layout(tmp_path, capsy
     assert lines[0] == pytest.approx(lines[1], rel=1e-4) and len(lines[0]) == 4  # FP32 over four steps
 
 
+@pytest.mark.parametrize("spread_head", [False, True])
 @pytest.mark.parametrize(("name", "virtual"), [("1f1b", 1), ("interleaved", 2), ("zb-h1", 1), ("zb-v", 2)])
-def test_times_and_delay_are_found_again_in_a_run_that_keeps_to_them(tmp_path, name, virtual):
+def test_times_and_delay_are_found_again_in_a_run_that_keeps_to_them(tmp_path, name, virtual, spread_head):
     """A trace made by the verifier itself with times nobody told `compare`."""
-    parallel = Parallel(pipeline=2, virtual=virtual, schedule=name)
+    parallel = Parallel(pipeline=2, virtual=virtual, schedule=name, spread_head=spread_head)
     r, a = recipe(tmp_path, parallel, 2), MODEL.architecture()
     schedule, _, _ = planned(parallel, a, 16, 6)
     slices = 2 * virtual
     weight = 0.7 if schedule.split else 0.0
     times = Times(tuple(1.0 + 0.1 * i for i in range(slices)), (1.3,) * slices, (weight,) * slices)
+    if spread_head:
+        times = times._replace(scores=(0.2, 0.3), scores_gradient=(0.5, 0.4))
     verdict = verify(schedule, times, delay=0.05)
     live = [0, 0]
     with (tmp_path / "trace.jsonl").open("w") as file:
         for stage, ended in enumerate(spans(schedule, times, verdict.starts)):
             for action, (start, end) in zip(schedule.actions[stage], ended, strict=True):
-                live[stage] += {"F": 1, "B": 0 if schedule.split else -1, "W": -1}[action.kind]
+                live[stage] += {"F": 1, "B": 0 if schedule.split else -1, "W": -1}.get(action.kind, 0)
                 row = {"rank": stage, "stage": stage, "start": start, "end": end, "live": live[stage]}
                 file.write(json.dumps(row | action._asdict()) + "\n")
     found = compare(tmp_path, r, a)

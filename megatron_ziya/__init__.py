@@ -1,6 +1,7 @@
 """The training system: from a recipe and indexed data to a better model.
 
-train.py       the entry, read top to bottom          config.py      every knob
+train.py       the entry, read top to bottom          trainer.py     what a step needs, and the step
+config.py      every knob                             checks.py      what a recipe may ask for
 model/         LLaMA2 in plain PyTorch, and the table that cuts it over ranks
 parallel/      mesh, collectives, tensor / pipeline / data parallel
 batches.py     indexed data -> the micro-batches of a step

@@ -3,7 +3,8 @@
 import math
 import sys
 
-from megatron_ziya.config import Architecture, Data, Parallel, Recipe, divides, require
+from megatron_ziya.config import Architecture, Data, Parallel, Recipe
+from megatron_ziya.strict import divides, require
 
 ABOVE_0, BELOW_1, ANY = math.nextafter(0.0, 1.0), math.nextafter(1.0, 0.0), math.inf
 FINITE = sys.float_info.max

@@ -20,7 +20,8 @@ PURE = [f"megatron_ziya.parallel.{name}" for name in ("schedule", "slices", "ver
 MAY_IMPORT = [
     ("ziya_kernels", {"ziya_kernels"}),
     ("ziya_data", {"ziya_data"}),
-    ("megatron_ziya.config", set()),
+    ("megatron_ziya.strict", set()),
+    ("megatron_ziya.config", {"megatron_ziya.strict"}),
     ("megatron_ziya.model.parallelize", {"megatron_ziya", "ziya_kernels"}),
     ("megatron_ziya.model", {"megatron_ziya.config", "megatron_ziya.model", "ziya_kernels"}),
     ("megatron_ziya.plan.commands", {"megatron_ziya"}),

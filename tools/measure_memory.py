@@ -24,12 +24,14 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from megatron_ziya import batches, config, train
+from megatron_ziya import batches
 from megatron_ziya.config import Recipe
 from megatron_ziya.launch import free_port
 from megatron_ziya.parallel import mesh as meshes
 from megatron_ziya.parallel.invariant import TreeBucket
 from megatron_ziya.plan.memory import Memory, of_stages
+from megatron_ziya.strict import from_dict
+from megatron_ziya.trainer import Trainer, setup, train_step
 
 EXAMPLE = "example:\n  python tools/measure_memory.py --only tp2 pp2 --markdown memory.md"
 BOUND = 0.05
@@ -65,7 +67,7 @@ class Samples:
 class Marks:
     """Stands in for `parallel.trace.Trace`: puts a mark after each action, and notes the bytes of gradients there."""
 
-    def __init__(self, trainer: train.Trainer) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.gradients, self.reducing = trainer, list[int](), list[bool]()
 
     def begin(self) -> None:
@@ -81,7 +83,7 @@ class Marks:
             pass
 
 
-def gradient_tensors(trainer: train.Trainer) -> list[torch.Tensor]:
+def gradient_tensors(trainer: Trainer) -> list[torch.Tensor]:
     tensors = [bucket.gradient for bucket in trainer.data.buckets]
     for bucket in trainer.data.buckets:
         if isinstance(bucket, TreeBucket):
@@ -101,14 +103,14 @@ def measure(recipe: Recipe) -> tuple[int, dict[str, float]]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         p = recipe.parallel
         mesh = meshes.build(p.tensor, p.pipeline, torch.device("cpu"), a.tied, p.spread_head)
-        trainer = train.setup(recipe, mesh, a)
+        trainer = setup(recipe, mesh, a)
         samples: Any = Samples(recipe)
         marks = Marks(trainer)
         micro_batches, counted = batches.read_step(samples, 0, recipe.data, mesh)
         trainer.pipeline.trace = marks  # type: ignore[assignment]
         with record_function(BEGIN):
             pass
-        train.train_step(trainer, micro_batches, counted)
+        train_step(trainer, micro_batches, counted)
         with record_function(END):
             pass
         trainer.data.arrive()
@@ -215,7 +217,7 @@ def recipe_of(knobs: dict[str, dict[str, Any]], small: bool = False) -> Recipe:
     }  # fmt: skip
     for section, values in knobs.items():
         raw[section] = raw.get(section, {}) | values
-    recipe: Recipe = config.from_dict(Recipe, raw)
+    recipe: Recipe = from_dict(Recipe, raw)
     return recipe
 
 

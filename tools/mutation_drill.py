@@ -53,15 +53,15 @@ MUTATIONS = (
         "seed = mask[part].to(scores.dtype) * scale",
         "seed = mask[part].to(scores.dtype) * scale * (head.axis.size if hasattr(head, 'axis') else 1)"),),
         cell("tensor=2 clip=0.5")),
-    Mutation("count replicated norms once per tp rank in the clip norm", "train.py", ((
+    Mutation("count replicated norms once per tp rank in the clip norm", "trainer.py", ((
         "held_by=mesh.tensor, counted=mesh.tensor.index == 0)", "held_by=mesh.tensor, counted=True)"),),
         cell("tensor=2 clip=0.5")),
-    Mutation("count a tied embedding on both stages", "train.py", ((
+    Mutation("count a tied embedding on both stages", "trainer.py", ((
         "counted=apart.index == 0)", "counted=True)"),), cell("tensor=2 pipeline=2 kv_heads=4 tied=True clip=0.5")),
-    Mutation("a tied embedding's two gradients not summed", "train.py", ((
+    Mutation("a tied embedding's two gradients not summed", "trainer.py", ((
         "apart = mesh.tied if uses == 1 else Axis()", "apart = Axis()"),),
         cell("tensor=2 pipeline=2 kv_heads=4 tied=True clip=0.5")),
-    Mutation("norm gradients that differ across tp under sequence parallel", "train.py", ((
+    Mutation("norm gradients that differ across tp under sequence parallel", "trainer.py", ((
         "axis = mesh.tensor if sequence else Axis()", "axis = Axis()"),), cell("tensor=2 clip=0.5")),
     Mutation("reorder micro-batches between stages", "parallel/pipeline.py", ((
         "batch = self.batches[micro_batch]",
@@ -75,7 +75,7 @@ MUTATIONS = (
         "if self.missing[bucket] == 0 and bucket.kind.sum_over.size == 1:",
         "if self.missing[bucket] == sum(self.per_micro_batch[w] for w in bucket.weights) "
         "and bucket.kind.sum_over.size == 1:"),), cell("data=5 kv_heads=4 clip=0.5")),
-    Mutation("accumulate gradients in BF16", "train.py", ((
+    Mutation("accumulate gradients in BF16", "trainer.py", ((
         "gradient_type = torch.promote_types(dtype, torch.float32)", "gradient_type = dtype"),),
         (f"{STEPS}::test_bf16_gradients_add_up_in_fp32",)),
     Mutation("cast inv_freq to BF16", "model/llama.py", ((
@@ -102,7 +102,7 @@ MUTATIONS = (
         "state.bucket.flat[state.bucket.share].copy_(state.master)\n            state.bucket.gather()",
         "state.bucket.gather()\n            state.bucket.flat[state.bucket.share].copy_(state.master)"),),
         (f"{GRID}::test_narrow_types_round_no_more_than_one_process",)),
-    Mutation("pipeline sums micro-batches instead of averaging", "train.py", ((
+    Mutation("pipeline sums micro-batches instead of averaging", "trainer.py", ((
         "max(tokens, 1) / loss_scale.value",
         "max(tokens, 1) / loss_scale.value * (len(micro_batches) if mesh.pipeline.size > 1 else 1)"),),
         cell("pipeline=3 micro=2 clip=0.5")),
@@ -112,10 +112,10 @@ MUTATIONS = (
     Mutation("every data-parallel rank reads the first one's rows", "batches.py", ((
         "first = data.rows_before(step) + mesh.data.index * share", "first = data.rows_before(step)"),),
         cell("data=5 kv_heads=4 clip=0.5")),
-    Mutation("mean over all tokens instead of those that count", "train.py", ((
+    Mutation("mean over all tokens instead of those that count", "trainer.py", ((
         "recipe.data.sequence_length / max(tokens, 1)", "recipe.data.sequence_length / "
         "(recipe.data.rows(trainer.step) * recipe.data.sequence_length)"),), (STEPS,)),
-    Mutation("decay the norms too", "train.py", ((
+    Mutation("decay the norms too", "trainer.py", ((
         "yield weight, Kind(False, sum_over=axis", "yield weight, Kind(True, sum_over=axis"),), (STEPS,)),
     Mutation("Adam's bias correction one step late", "optimizer.py", ((
         "else 0.0, number, gradient_scale * clip", "else 0.0, number + 1, gradient_scale * clip"),), (STEPS,)),

@@ -256,12 +256,14 @@ class Row:
 
 
 def ours(system: System, size: Size) -> Step:
-    """megatron-ziya's train_step with batch reading, as `megatron_ziya.train` calls it."""
-    from megatron_ziya import batches, config, process, train
+    """megatron-ziya's train_step with batch reading, as `megatron_ziya.train` does it."""
+    from megatron_ziya import batches, config, process
     from megatron_ziya.parallel import mesh as meshes
+    from megatron_ziya.strict import from_dict
+    from megatron_ziya.trainer import setup, train_step
 
     device = process.prepare("cpu", 1)
-    recipe = config.from_dict(
+    recipe = from_dict(
         config.Recipe,
         {
             "run": {"device": "cpu", "steps": 1000},
@@ -275,14 +277,14 @@ def ours(system: System, size: Size) -> Step:
         },
     )  # fmt: skip
     mesh = meshes.build(recipe.parallel.tensor, recipe.parallel.pipeline, device)
-    trainer = train.setup(recipe, mesh, recipe.model.architecture())
+    trainer = setup(recipe, mesh, recipe.model.architecture())
     tokens = rows(size).numpy()
     mask = torch.ones(size.sequence, dtype=torch.bool).numpy()
     mix: Any = [Row(row, row[:-1] * 0, mask) for row in tokens]
 
     def step() -> float:
         micro_batches, counted = batches.read_step(mix, 0, recipe.data, mesh)
-        return float(train.train_step(trainer, micro_batches, counted)["loss"])
+        return float(train_step(trainer, micro_batches, counted)["loss"])
 
     return step
 

@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_ziya import config
 from megatron_ziya.config import Architecture
 from megatron_ziya.model.weights import shapes
+from megatron_ziya.strict import from_dict
 
 OUTER = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -129,7 +129,7 @@ def architecture_of(raw: Mapping[str, Any], where: Path | str = "config.json") -
         found[ours] = default if raw.get(theirs) is None else raw[theirs]
     theta, scaling = _rope_of(raw, where)
     found |= {"rope_theta": theta, "rope_scaling": scaling}
-    a = cast(Architecture, config.from_dict(Architecture, found, str(where)))
+    a = cast(Architecture, from_dict(Architecture, found, str(where)))
     if raw.get("head_dim") not in (None, a.head_size):
         raise ValueError(f"{where}: head_dim={raw['head_dim']} is not hidden size / heads = {a.head_size}")
     return a

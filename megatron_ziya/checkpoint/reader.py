@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_ziya import config
 from megatron_ziya.checkpoint.huggingface import dtype_of_code, fingerprint
 from megatron_ziya.config import Architecture
 from megatron_ziya.model.weights import shapes
+from megatron_ziya.strict import from_dict
 
 FORMAT = 1
 
@@ -94,7 +94,7 @@ class Reader:
         version = self.manifest.get("format")
         if version != FORMAT:
             raise ValueError(f"{manifest}: format {version}, this program reads {FORMAT}; use a matching version")
-        self.architecture: Architecture = config.from_dict(Architecture, self.manifest["architecture"])
+        self.architecture: Architecture = from_dict(Architecture, self.manifest["architecture"])
         self.step: int = self.manifest["step"]
         self.tokenizer: str = self.manifest.get("tokenizer") or fingerprint(self.path / "huggingface")
         """Fingerprint of the tokenizer that the model's ids belong to; "" when unknown."""

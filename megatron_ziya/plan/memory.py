@@ -27,7 +27,7 @@ from megatron_ziya.parallel.slices import halves
 from megatron_ziya.parallel.tensor import vocabulary_share
 from megatron_ziya.parallel.verify import planned
 from megatron_ziya.precision import TYPES
-from megatron_ziya.train import weights_by_kind
+from megatron_ziya.trainer import weights_by_kind
 from ziya_kernels import attention_short, reference
 
 CACHED = 2 << 20  # bytes a thread of what `ziya_kernels.reference` works on at once

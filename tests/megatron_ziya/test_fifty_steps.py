@@ -14,11 +14,12 @@ import torch
 from models import transformers_model
 from ranks import RandomMix, train_few_steps
 
-from megatron_ziya import batches, train
+from megatron_ziya import batches
 from megatron_ziya.checkpoint.huggingface import names
 from megatron_ziya.config import Data, Model, Optimizer, Precision, Recipe, Run
 from megatron_ziya.model.parallelize import initial_weight
 from megatron_ziya.parallel.mesh import Mesh
+from megatron_ziya.trainer import setup, train_step
 
 STEPS, ROWS, LENGTH = 50, 4, 16
 MODEL = Model(
@@ -127,8 +128,8 @@ def test_bf16_gradients_add_up_in_fp32():
             precision=Precision(weights="bf16"),
         )
         mesh = Mesh()
-        trainer = train.setup(recipe, mesh, MODEL.architecture())
-        train.train_step(trainer, *batches.read_step(SameMix(), 0, recipe.data, mesh))
+        trainer = setup(recipe, mesh, MODEL.architecture())
+        train_step(trainer, *batches.read_step(SameMix(), 0, recipe.data, mesh))
         found.append([bucket.summed() for bucket in trainer.data.buckets])
     for one, many in zip(*found, strict=True):
         assert many.dtype == torch.float32

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from ranks import RandomSample
 
-from megatron_ziya import batches, train
+from megatron_ziya import batches
 from megatron_ziya.config import Data, Model, Optimizer, Precision, Recipe, Run
 from megatron_ziya.parallel.mesh import Mesh
+from megatron_ziya.trainer import setup, train_step
 
 FILE = Path(__file__).resolve().parents[1] / "golden/curve.json"
 STEPS, LENGTH, VOCABULARY = 30, 32, 100
@@ -56,9 +57,9 @@ def curve(weights: str) -> dict[str, list[float]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     wanted, mesh, mix = recipe(weights), Mesh(), FormulaMix()
-    trainer = train.setup(wanted, mesh, wanted.model.architecture())
+    trainer = setup(wanted, mesh, wanted.model.architecture())
     rows = [
-        train.train_step(trainer, *batches.read_step(mix, step, wanted.data, mesh))  # type: ignore[arg-type]
+        train_step(trainer, *batches.read_step(mix, step, wanted.data, mesh))  # type: ignore[arg-type]
         for step in range(STEPS)
     ]
     torch.set_num_threads(threads)

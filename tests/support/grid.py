@@ -18,11 +18,13 @@ import torch
 import torch.distributed as dist
 from ranks import RandomMix, logical_tensors
 
-from megatron_ziya import batches, checks, train
+from megatron_ziya import batches, checks
 from megatron_ziya.config import Data, Model, Optimizer, Parallel, Precision, Recipe, Run, Source
 from megatron_ziya.model import parallelize
 from megatron_ziya.parallel import mesh as meshes
 from megatron_ziya.parallel.mesh import Mesh
+from megatron_ziya.precision import TYPES
+from megatron_ziya.trainer import setup, train_step
 
 PROCESSES, STEPS = 8, 3
 SEQUENCE = 8
@@ -184,12 +186,12 @@ def alone(cell: Cell) -> Recipe:
 
 def trained(wanted: Recipe, mesh: Mesh) -> tuple[dict[str, Any], Any]:
     """Three steps: losses, norms, the gradients of the first by logical name (rank 0), and the trainer."""
-    trainer = train.setup(wanted, mesh, wanted.model.architecture())
+    trainer = setup(wanted, mesh, wanted.model.architecture())
     mix = RandomMix(wanted.model.vocabulary_size, SEQUENCE)
     losses, norms, gradients = [], [], {}
     for step in range(STEPS):
         micro_batches, counted = batches.read_step(mix, step, wanted.data, mesh)
-        row = train.train_step(trainer, micro_batches, counted)
+        row = train_step(trainer, micro_batches, counted)
         losses.append(row["loss"])
         norms.append(row["grad_norm"])
         if step == 0:
@@ -267,7 +269,7 @@ def rounding(cell: Cell, weights: str) -> dict[str, tuple[float, float]]:
     Losses of all steps and norm of the first relative; gradients as the norm of the error over the norm of the
     gradient, a logical tensor each.
     """
-    dtype, drawn = train.TYPES[weights], parallelize.initial_weight
+    dtype, drawn = TYPES[weights], parallelize.initial_weight
 
     def rounded(*arguments: Any) -> torch.Tensor:
         return drawn(*arguments).to(dtype).float()

@@ -110,17 +110,18 @@ def run_recipe(recipe: Any) -> None:
 
 def train_few_steps(recipe: Any, steps: int) -> dict[str, Any]:
     """Train on this rank; rank 0 returns losses, norms, and the whole gradients and weights by logical name."""
-    from megatron_ziya import batches, train
+    from megatron_ziya import batches
     from megatron_ziya.parallel import mesh as meshes
+    from megatron_ziya.trainer import setup, train_step
 
     a, p = recipe.model.architecture(), recipe.parallel
     mesh = meshes.build(p.tensor, p.pipeline, torch.device("cpu"), a.tied, p.spread_head)
-    trainer = train.setup(recipe, mesh, a)
+    trainer = setup(recipe, mesh, a)
     mix = RandomMix(a.vocabulary_size, recipe.data.sequence_length)
     losses, norms, gradients = [], [], {}
     for step in range(steps):
         micro_batches, counted = batches.read_step(mix, step, recipe.data, mesh)
-        row = train.train_step(trainer, micro_batches, counted)
+        row = train_step(trainer, micro_batches, counted)
         losses.append(row["loss"])
         norms.append(row["grad_norm"])
         if step == 0:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from ranks import RandomMix, run_ranks
 
-from megatron_ziya import batches, train
+from megatron_ziya import batches
 from megatron_ziya.config import Data, Model, Optimizer, Parallel, Precision, Recipe, Run
 from megatron_ziya.parallel import mesh as meshes
 from megatron_ziya.parallel.data import DataParallel
+from megatron_ziya.trainer import setup, train_step
 
 RECIPE = Recipe(
     run=Run(steps=3, device="cpu", debug=True),
@@ -21,7 +22,7 @@ RECIPE = Recipe(
 
 def _steps(forgets: str) -> dict:
     mesh = meshes.build(1, 1, torch.device("cpu"))
-    trainer = train.setup(RECIPE, mesh, RECIPE.model.architecture())
+    trainer = setup(RECIPE, mesh, RECIPE.model.architecture())
     if forgets:
         for name, module in trainer.chunks[0].named_modules():
             if name == forgets:
@@ -33,7 +34,7 @@ def _steps(forgets: str) -> dict:
     mix = RandomMix(100, 16)
     try:
         for step in range(2):
-            train.train_step(trainer, *batches.read_step(mix, step, RECIPE.data, mesh))
+            train_step(trainer, *batches.read_step(mix, step, RECIPE.data, mesh))
     except AssertionError as error:
         trainer.data.arrive()
         return {"error": str(error), "order": order}
@@ -56,6 +57,6 @@ def test_debug_mode_names_who_does_not_wait(module):
 
 
 def test_one_process_needs_no_hooks():
-    trainer = train.setup(RECIPE, meshes.build(1, 1, torch.device("cpu")), RECIPE.model.architecture())
+    trainer = setup(RECIPE, meshes.build(1, 1, torch.device("cpu")), RECIPE.model.architecture())
     assert isinstance(trainer.data, DataParallel)
     assert not any(module._forward_pre_hooks for module in trainer.chunks[0].modules())

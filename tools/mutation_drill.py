@@ -47,8 +47,10 @@ def cell(*names: str) -> tuple[str, ...]:
 
 MUTATIONS = (
     Mutation("drop an all-reduce of tensor parallel's backward", "parallel/collectives.py", ((
-        "return Pending(x, dist.all_reduce(x, group=axis.group, async_op=True))",
-        "return Pending(x, None)"),), cell("tensor=2 sequence=False tied=True")),
+        "return board.start(x, _sum)", "return Pending(x)"),), cell("tensor=2 sequence=False tied=True")),
+    Mutation("write a slot of shared memory that another rank still reads", "parallel/shared.py", ((
+        "self.started - self.pending[0].number >= AHEAD", "self.started - self.pending[0].number > 2 * SLOTS"),),
+        ("tests/megatron_ziya/parallel/test_collectives.py",)),
     Mutation("scale the loss's gradient by tp", "model/head.py", ((
         "seed = mask[part].to(scores.dtype) * scale",
         "seed = mask[part].to(scores.dtype) * scale * (head.axis.size if hasattr(head, 'axis') else 1)"),),

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from ranks import RandomMix, logical_tensors
 
-from megatron_ziya import batches, checks
+from megatron_ziya import batches, checks, faults
 from megatron_ziya.config import Data, Model, Optimizer, Parallel, Precision, Recipe, Run, Source
 from megatron_ziya.model import parallelize
 from megatron_ziya.parallel import mesh as meshes
@@ -201,6 +201,7 @@ def trained(wanted: Recipe, mesh: Mesh) -> tuple[dict[str, Any], Any]:
     for state in trainer.optimizer.states:
         share = state.bucket.flat[state.bucket.share]
         assert torch.equal(share, state.master.to(share.dtype)), "weights are not the rounded masters"
+    faults.check_replicas(trainer.data.buckets, mesh)  # and the other ranks have the same
     return {"loss": losses, "norm": norms, "gradients": gradients}, trainer
 
 

@@ -15,13 +15,14 @@ import numpy as np
 from ziya_data.tokenizer.corpus import CODE_POINTS, corpus_files, count_characters
 from ziya_data.tokenizer.model_file import (
     NORMAL,
+    SPACE,
     USER_DEFINED,
     ModelProto,
     new_model,
     read_model,
     write_folder,
 )
-from ziya_data.tokenizer.tokenizer import SPACE, Tokenizer
+from ziya_data.tokenizer.tokenizer import Tokenizer
 
 PADDING_MULTIPLE = 128
 """Ziya2 pads 39,410 rows to 39,424 = 128 * 308, so that the embedding divides over tensor-parallel ranks."""

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ziya_data.tokenizer.tokenizer import SPACE, model_path
-
+SPACE = "\u2581"
+"""How SentencePiece writes a space inside a piece."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Piece types of sentencepiece_model.proto."""
 BPE = 2
@@ -19,6 +19,14 @@ BPE = 2
 
 # A protobuf message; its class is made at run time, so there is no static type to name.
 ModelProto = Any
+
+
+def model_path(path: Path) -> Path:
+    """The `tokenizer.model` that `path` is or, as a folder, holds. Raises FileNotFoundError where there is none."""
+    file = path / "tokenizer.model" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no tokenizer at {path}; give a tokenizer.model or a folder that holds one")
+    return file
 
 
 def new_model() -> ModelProto:

@@ -4,22 +4,19 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
+from numpy.typing import NDArray
 
-SPACE = "\u2581"
-"""How SentencePiece writes a space inside a piece."""
-
-
-def model_path(path: Path) -> Path:
-    """The `tokenizer.model` that `path` is or, as a folder, holds. Raises FileNotFoundError where there is none."""
-    file = path / "tokenizer.model" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(f"no tokenizer at {path}; give a tokenizer.model or a folder that holds one")
-    return file
+from ziya_data.tokenizer.fast import fast_encoder
+from ziya_data.tokenizer.model_file import model_path
 
 
 class Tokenizer:
-    """A SentencePiece model. Ids carry no bos and no eos; control tokens written out in a text (`</s>`) stay text."""
+    """A SentencePiece model. Ids carry no bos and no eos; control tokens written out in a text (`</s>`) stay text.
+
+    `slow_because`: "" where the fast encoder is used (see fast.py), or why sentencepiece encodes itself.
+    """
 
     def __init__(self, model: bytes) -> None:
         """`model`: the bytes of a SentencePiece model file. Raises ValueError where they are not one."""
@@ -27,6 +24,8 @@ class Tokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)  # type: ignore[call-arg]
         except RuntimeError:
             raise ValueError("the bytes are not a SentencePiece model; give the content of a tokenizer.model") from None
+        self._model = model
+        self._encoder, self.slow_because = fast_encoder(model, self._processor)
         self._fingerprint = hashlib.sha256(model).hexdigest()
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
@@ -34,6 +33,9 @@ class Tokenizer:
         pad = self._processor.pad_id()
         # LLaMA has no padding piece; Ziya2's configuration pads with id 0, which is <unk>.
         self.pad_id: int = pad if pad >= 0 else self._processor.unk_id()
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        return type(self), (self._model,)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -49,11 +51,25 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`. Raises ValueError where it holds a lone surrogate, which has no UTF-8 form."""
-        return self._processor.encode(_utf8([text])[0])
+        return self.encode_arrays([utf8(text)])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str], threads: int = -1) -> list[list[int]]:
         """The ids of each text, in order, on `threads` cores (-1: all). Raises ValueError as `encode` does."""
-        return self._processor.encode(_utf8(texts), num_threads=threads)
+        return rows(*self.encode_arrays([utf8(text) for text in texts], threads=threads))
+
+    def encode_arrays(
+        self, texts: Sequence[bytes], end: int = -1, threads: int = 1
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """([sum of lengths], [texts]): the ids of all texts (UTF-8) in a row, and how many each has.
+
+        end: an id put after each text (-1: none). threads: as in `encode_batch`; the fast encoder takes one.
+        """
+        if self._encoder is not None:
+            return self._encoder.encode_all(texts, end)
+        tail = [end] if end >= 0 else []
+        found = [ids + tail for ids in self._processor.encode(texts, num_threads=threads)]
+        flat = np.fromiter((token for ids in found for token in ids), np.int32)
+        return flat, np.fromiter(map(len, found), np.int32, len(found))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control tokens give nothing. Raises ValueError for an id outside the vocabulary."""
@@ -89,14 +105,18 @@ class Tokenizer:
         )
 
 
-def _utf8(texts: Sequence[str]) -> list[bytes]:
-    encoded = []
-    for text in texts:
-        try:
-            encoded.append(text.encode())
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"a text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
-                "which has no UTF-8 form; take it out of the text"
-            ) from None
-    return encoded
+def rows(ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> list[list[int]]:
+    """The rows of `ids` [sum of lengths] as lists."""
+    flat, stops = ids.tolist(), np.cumsum(lengths).tolist()
+    return [flat[stop - length : stop] for stop, length in zip(stops, lengths.tolist(), strict=True)]
+
+
+def utf8(text: str) -> bytes:
+    """The UTF-8 form of `text`. Raises ValueError where it holds a lone surrogate, which has none."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"a text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
+            "which has no UTF-8 form; take it out of the text"
+        ) from None

@@ -1,0 +1,121 @@
+"""The fast encoder (gigatoken), and the guard before it: only models and texts that it encodes as sentencepiece does.
+
+`fast_encoder` reads the model's settings, and then encodes a few hundred odd strings both ways. Whatever it does not
+know, or one difference, and the caller stays with sentencepiece. Texts in which a control token is written out
+(`<s>`), which gigatoken would take for the token, go to sentencepiece one by one.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ziya_data.tokenizer.model_file import (
+    BPE,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    ModelProto,
+    new_model,
+)
+
+CHECKS = 400
+"""Strings of the self-check."""
+FRAGMENTS = (
+    *("", " ", "  ", " " * 17, "\u2581", "\u2581\u2581", "\n", "\r\n", "\t", "\x00", "\x7f", "\u00a0", "\u3000"),
+    *("a", "the", " the", "The", "THE", "hello", "world", "don't", "tokenization", "é", "e\u0301", "ß", "ﬁ", "ı"),
+    *("0", "2023", "3.14", "-", "--", "====", "#", "...", "，", "。", "“", "”", "《", "(", ")", "{", "}", "://", "_"),
+    *("中", "中国", "人工智能", "谢谢", "臺灣", "翩", "鄱", "𠀀", "々", "のは", "カタカナ"),
+    *("한국어", "ไทย", "привет", "Ελ", "ا", "ע"),
+    *("😀", "👨\u200d👩\u200d👧", "🇨🇳", "\ufe0f", "\ufeff", "\ufffd", "\u200b", "\u202e", "\ue000", "\U0010ffff"),
+    *("<s>", "</s>", "<unk>", "<0x0A>", "<pad>", "[INST]", "return x;", "def f(self):\n        ", "<div>", "\\n"),
+)  # fmt: skip
+"""What the self-check's strings are made of."""
+
+
+class FastEncoder:
+    """gigatoken, with sentencepiece for the texts that it would read otherwise."""
+
+    def __init__(self, model: bytes, proto: ModelProto, processor: Any) -> None:
+        import gigatoken
+
+        self._fast = gigatoken.Tokenizer.from_sentencepiece(model)
+        self._processor = processor
+        written = [piece.piece.encode() for piece in proto.pieces if piece.type in (CONTROL, UNKNOWN)]
+        self._control = re.compile(b"|".join(map(re.escape, written)))
+
+    def encode(self, text: bytes) -> NDArray[np.integer]:
+        """The ids of one text (UTF-8)."""
+        if self._control.search(text):
+            return np.array(self._processor.encode(text), np.uint32)
+        return self._fast.encode(text)
+
+    def encode_all(self, texts: Sequence[bytes], end: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """([sum of lengths], [texts]): the ids of all texts in a row, `end` (-1: nothing) after each, and how many."""
+        tail = np.array([end] if end >= 0 else [], np.int32)
+        found = [part for text in texts for part in (self.encode(text), tail)]
+        lengths = np.fromiter((len(ids) + len(tail) for ids in found[::2]), np.int32, len(texts))
+        return np.concatenate([tail[:0], *found]).astype(np.int32, copy=False), lengths
+
+
+def fast_encoder(model: bytes, processor: Any) -> tuple[FastEncoder | None, str]:
+    """(the encoder, "") or, where it must not be used, (None, why in a few words).
+
+    model: the bytes of a SentencePiece model file. processor: sentencepiece's own of the same model.
+    """
+    if not find_spec("gigatoken"):
+        return None, "gigatoken is not installed"
+    proto = new_model()
+    proto.ParseFromString(model)
+    if why := unknown_setting(proto):
+        return None, why
+    encoder = FastEncoder(model, proto, processor)
+    for text in check_texts(proto):
+        if encoder.encode(text.encode()).tolist() != processor.encode(text):
+            return None, f"gigatoken differs from sentencepiece on {text[:40]!r}"
+    return encoder, ""
+
+
+def unknown_setting(proto: ModelProto) -> str:
+    """Which setting of the model the fast encoder does not know, or ""."""
+    spec, trainer = proto.normalizer_spec, proto.trainer_spec
+    kinds = Counter(piece.type for piece in proto.pieces)
+    unknown = {
+        "it is not a BPE model": trainer.model_type != BPE,
+        "it rewrites its text": bool(spec.precompiled_charsmap) or bool(spec.normalization_rule_tsv),
+        "it removes white space": spec.remove_extra_whitespaces,
+        "it does not escape white space": not spec.escape_whitespaces,
+        "it treats white space as a suffix": trainer.treat_whitespace_as_suffix,
+        "it has no byte fallback": not trainer.byte_fallback or kinds[BYTE] != 256,
+        "it has user-defined pieces": bool(kinds[USER_DEFINED]),
+        "it has unused pieces": bool(kinds[UNUSED]),
+        # sentencepiece would give its id to that character of a text
+        "it has a control piece of one character": any(
+            len(piece.piece) == 1 and piece.type != NORMAL for piece in proto.pieces
+        ),
+    }
+    return next((why for why, found in unknown.items() if found), "")
+
+
+def check_texts(proto: ModelProto) -> list[str]:
+    """The self-check's strings: always the same for a model."""
+    rng = random.Random(0)
+    own = [piece.piece.replace("\u2581", " ") for _, piece in _normal(proto)]
+    texts = list(FRAGMENTS)
+    while len(texts) < CHECKS:
+        # Half from the fixed fragments, half from the model's pieces, whose joints are where merges compete.
+        source = FRAGMENTS if len(texts) % 2 else own or FRAGMENTS
+        texts.append("".join(rng.choices(source, k=rng.randrange(2, 40))))
+    return texts
+
+
+def _normal(proto: ModelProto) -> list[tuple[int, Any]]:
+    return [(token, piece) for token, piece in enumerate(proto.pieces) if piece.type == NORMAL]

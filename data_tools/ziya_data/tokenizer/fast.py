@@ -60,10 +60,12 @@ class FastEncoder:
 
     def encode_all(self, texts: Sequence[bytes], end: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """([sum of lengths], [texts]): the ids of all texts in a row, `end` (-1: nothing) after each, and how many."""
-        tail = np.array([end] if end >= 0 else [], np.int32)
-        found = [part for text in texts for part in (self.encode(text), tail)]
-        lengths = np.fromiter((len(ids) + len(tail) for ids in found[::2]), np.int32, len(texts))
-        return np.concatenate([tail[:0], *found]).astype(np.int32, copy=False), lengths
+        found = [self.encode(text) for text in texts]
+        lengths = np.fromiter(map(len, found), np.int32, len(found))
+        flat = np.concatenate(found, dtype=np.int32, casting="same_kind") if found else np.empty(0, np.int32)
+        if end < 0:
+            return flat, lengths
+        return np.insert(flat, np.cumsum(lengths), end), lengths + 1
 
 
 def fast_encoder(model: bytes, processor: Any) -> tuple[FastEncoder | None, str]:

@@ -43,6 +43,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "precision.loss_scale_window": (1, ANY, "1 or more"),
     "checkpoint.every": (0, ANY, "0 (only at the end) or more"),
     "checkpoint.keep": (0, ANY, "0 (all) or more"),
+    "checkpoint.keep_every": (0, ANY, "0 (none) or more"),
     "log.every": (1, ANY, "1 or more"),
     "log.peak_tflops": (0, ANY, "0 (found out) or more"),
 }

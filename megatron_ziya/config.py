@@ -255,8 +255,11 @@ class Checkpoint:
     """Steps between checkpoints; 0 = only at the end."""
     keep: int = 2
     """Newest checkpoints to keep; 0 = all."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides are kept for ever, beside the newest; 0 = none.
+    NOT STATED in the paper because it tells nothing of its checkpoints."""
     resume: bool = True
-    """Go on from the newest checkpoint of the run directory, if there is one."""
+    """Go on from the newest good checkpoint of the run directory, if there is one."""
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,11 @@ def check(recipe: Recipe, world_size: int) -> Architecture:
         )
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"run.directory={directory} is a file; choose another")
-    mix = batches.open_mix(recipe, architecture, *drawn(recipe))
-    for model in [recipe.model.load] * bool(recipe.model.load) + done[-1:]:
-        checkpoint.check_tokenizer(model, mix.tokenizer)
+    newest = newest_whole(recipe)
+    mix = batches.open_mix(recipe, architecture, *drawn(recipe, newest))
+    for model in recipe.model.load, newest:
+        if model:
+            checkpoint.check_tokenizer(model, mix.tokenizer)
     return architecture
 
 
@@ -67,11 +69,11 @@ def train(recipe: Recipe, mesh: Mesh, architecture: Architecture, stop: process.
     """The whole run on this rank: from the newest checkpoint, or from the start, to the last step or to `stop`."""
     directory = Path(recipe.run.directory)
     begin = time.monotonic()
-    mix = batches.open_mix(recipe, architecture, *drawn(recipe))
     trainer = setup(recipe, mesh, architecture)
     trainer.stop = stop or trainer.stop
-    resume(trainer, directory)
     log = metrics.rank_logger(directory, mesh.rank)
+    reader = resume(trainer, directory, log)
+    mix = batches.open_mix(recipe, architecture, *drawn(recipe, reader))
     announce(trainer, mix, log)
     if mesh.rank == 0:
         (directory / "recipe.toml").write_text(config.to_toml(recipe), encoding="utf-8")
@@ -176,46 +178,69 @@ def save(trainer: Trainer, directory: Path, mix: Mix, log: Any) -> None:
     travels = checkpoint.resolve(recipe.model.load) / "huggingface" if recipe.model.load else None
     toml = config.to_toml(recipe)
     segments = training.owned_segments(trainer.optimizer.states, trainer.pieces())
-    path = checkpoint.save(
-        folder, trainer.step, trainer.architecture, segments, trainer.mesh.rank, toml, extra, travels
-    )
+    origin = checkpoint.Origin(trainer.run_id, trainer.step)
+    path = checkpoint.save(folder, origin, trainer.architecture, segments, trainer.mesh.rank, toml, extra, travels)
     if trainer.mesh.rank == 0:
-        checkpoint.prune(folder, recipe.checkpoint.keep, path)
+        checkpoint.prune(folder, recipe.checkpoint.keep, path, recipe.checkpoint.keep_every)
         log.info(f"saved {path} in {time.monotonic() - begin:.1f} s")
 
 
-def drawn(recipe: Recipe) -> tuple[list[dict[str, Any]], int]:
+def newest_whole(recipe: Recipe) -> checkpoint.Reader | None:
+    """The newest checkpoint of the run whose manifest and headers are good; None when there is no checkpoint.
+
+    Raises ValueError when there are some and none can be opened.
+    """
+    found = checkpoint.steps(Path(recipe.run.directory) / "checkpoints") if recipe.checkpoint.resume else []
+    refused: list[str] = []
+    for path in reversed(found):
+        try:
+            return checkpoint.Reader(path, check=False)
+        except (ValueError, OSError) as error:
+            refused.append(str(error))
+    if refused:
+        raise training.none_good(found, refused)
+    return None
+
+
+def drawn(recipe: Recipe, reader: checkpoint.Reader | None) -> tuple[list[dict[str, Any]], int]:
     """The mixes the run has had and the samples it has drawn, of the checkpoint it goes on from; ([], 0) without one.
 
     Raises ValueError if the recipe's batch sizes make other samples of the steps that were done.
     """
-    found = checkpoint.steps(Path(recipe.run.directory) / "checkpoints") if recipe.checkpoint.resume else []
-    if not found:
+    if reader is None:
         return [], 0
-    reader = checkpoint.Reader(found[-1], check=False)
     at = recipe.data.rows_before(reader.step)
     if reader.manifest.get("rows", at) != at:
         raise ValueError(
-            f"{found[-1]} has drawn {reader.manifest['rows']} samples, this recipe's batches would make it {at}: "
+            f"{reader.path} has drawn {reader.manifest['rows']} samples, this recipe's batches would make it {at}: "
             "samples would be lost or repeated; keep data.global_batch_size and the ramp-up"
         )
     return reader.manifest.get("mix", []), at
 
 
-def resume(trainer: Trainer, directory: Path) -> None:
-    """Go on from the newest checkpoint of the run directory, if there is one: weights, masters, moments, step."""
+def resume(trainer: Trainer, directory: Path, log: Any) -> checkpoint.Reader | None:
+    """Go on from the newest good checkpoint of the run directory, if there are any: weights, masters, moments, step.
+
+    A checkpoint that any rank refuses is told, and the one before it used. Raises ValueError when none is good.
+    """
     found = checkpoint.steps(directory / "checkpoints") if trainer.recipe.checkpoint.resume else []
+    trainer.run_id = training.new_run(trainer.mesh.device)
     if not found:
-        return
-    reader = checkpoint.Reader(found[-1])
-    if reader.architecture != trainer.architecture:
-        raise ValueError(f"{found[-1]} holds another architecture than the recipe; choose another run.directory")
-    for chunk in trainer.chunks:
-        parallelize.fill_pieces(chunk, trainer.mesh, training.weights_of(reader))
-    training.restore(reader, trainer.optimizer.states, trainer.pieces())
-    trainer.step, trainer.skipped, trainer.resumed = reader.step, reader.manifest.get("skipped", 0), str(found[-1])
-    trainer.failures = reader.manifest.get("failures", 0)
+        return None
+
+    def load(reader: checkpoint.Reader) -> None:
+        for chunk in trainer.chunks:
+            parallelize.fill_pieces(chunk, trainer.mesh, training.weights_of(reader))
+        training.restore(reader, trainer.optimizer.states, trainer.pieces())
+
+    reader, refused = training.load_newest(found, trainer.architecture, load)
+    if refused and trainer.mesh.rank == 0:
+        log.warning(f"{'; '.join(refused)}: going on from {reader.path} instead")
+        checkpoint.move_latest(reader.path)
+    trainer.step, trainer.resumed, trainer.run_id = reader.step, str(reader.path), reader.run
+    trainer.skipped, trainer.failures = reader.manifest.get("skipped", 0), reader.manifest.get("failures", 0)
     trainer.loss_scale.restore(reader.manifest.get("loss_scale", {}))
+    return reader
 
 
 # --- Entry ----------------------------------------------------------------------------------------------------------
@@ -236,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with meshes.distributed(recipe.run, device) as store:
             speaks = True
             guard = faults.guarded(store, rank, world_size, recipe.run.lost_after_seconds)
-            with guard, process.StopRequest() as stop:
+            with guard, checkpoint.locked(Path(recipe.run.directory)), process.StopRequest() as stop:
                 p = recipe.parallel
                 mesh = meshes.build(p.tensor, p.pipeline, device, architecture.tied, p.spread_head)
                 trainer = train(recipe, mesh, architecture, stop)

@@ -47,6 +47,8 @@ class Trainer:
     stop: process.StopRequest = field(default_factory=process.StopRequest)
     resumed: str = ""
     """The checkpoint that the run goes on from."""
+    run_id: str = ""
+    """Random, made at the run's first start and kept in its checkpoints: all its segments carry it."""
 
     def pieces(self) -> dict[torch.nn.Parameter, list[parallelize.Piece]]:
         """Which logical pieces each local weight is made of."""

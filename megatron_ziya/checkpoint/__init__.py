@@ -1,7 +1,9 @@
 """Checkpoints on disk: logical names and shapes, whatever the layout that wrote them; no pickle.
 
 distributed.py    the format and its writers
-reader.py         reads boxes of logical tensors, checks what it reads, finds the newest checkpoint of a run
+format.py         a file, a manifest, and the checksums of both
+folder.py         the checkpoints of a run: which is the latest, which go; the lock of a run directory
+reader.py         reads boxes of logical tensors, checks what it reads
 training.py       a rank's shares of weights, masters and moments: to segments of logical tensors, and back
 load.py           a whole model in one process, from a checkpoint, a run directory or a Hugging Face folder
 huggingface.py    names, config.json, reading a Hugging Face folder

@@ -148,7 +148,8 @@ def verify(argv: Sequence[str]) -> int:
 
     reader = Reader(resolve(options.path))
     reader.check()
-    print(f"{reader.path}: {len(reader.manifest['files'])} files have the SHA-256 of the manifest")
+    segments, files = sum(len(file.segments) for file in reader.files), len(reader.files)
+    print(f"{reader.path}: {segments} segments in {files} files have their checksums, of step {reader.step}")
     for kind in sorted(reader.kinds()):
         strange = [name for name in reader.shapes if not reader.read(name, kind).isfinite().all()]
         if strange:

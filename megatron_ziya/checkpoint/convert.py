@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_ziya.checkpoint.distributed import fresh_folder, refuse_replacing, write_weights
+from megatron_ziya.checkpoint.format import MANIFEST, write_manifest
 from megatron_ziya.checkpoint.huggingface import (
     CARRIED,
     TOKENIZER_FILES,
@@ -61,7 +62,7 @@ def from_hf(source: Path, out: Path, verify: bool = True) -> Proof | None:
         copy_files(source, carried)
         write_weights(temporary, folder.architecture, weights(), carried, {"converted_from": str(source)})
     proof = prove(expected, folder.architecture, Reader(temporary), source) if verify else None
-    settle(temporary, out, "manifest.json", proof)
+    settle(temporary, out, MANIFEST, proof)
     return proof
 
 
@@ -163,8 +164,11 @@ def check_target(out: Path, source: Path) -> None:
 
 def settle(temporary: Path, out: Path, record: str, proof: Proof | None) -> None:
     """Write the proof into the record and rename: to `out` if it passed or was skipped, else to `out.failed`."""
-    content = read_json(temporary / record)
-    write_json(temporary / record, content | {"proof": proof.to_json() if proof else "skipped"})
+    content = read_json(temporary / record) | {"proof": proof.to_json() if proof else "skipped"}
+    if record == MANIFEST:
+        write_manifest(temporary, content)
+    else:
+        write_json(temporary / record, content)
     target = out if proof is None or proof.passed else out.with_name(out.name + ".failed")
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)

@@ -1,7 +1,7 @@
 """The checkpoint format and its writers: every rank writes its own part, and any layout reads it (reader.py).
 
     step_000100/
-      manifest.json             format version, step, architecture, files with their SHA-256, what the run adds
+      manifest.json             format version, run, step, architecture, files and their SHA-256, what the run adds
       rank_00000.safetensors    one file a writer
       recipe.toml               the resolved recipe of the run
       huggingface/              tokenizer and configuration files that travel with the model, if it came with some;
@@ -13,29 +13,42 @@ A tensor in a file is a *segment*, and its key says what it is:
     kind    logical weight           box     range
 
 the elements `0:4096` of the row-major box that starts at 64 and is 64 wide along dimension 1. Kinds are `weight`,
-`master` (FP32, when the weights are not), `exp_avg` and `exp_avg_sq`. A folder is written as `step_000100.tmp` and
-renamed when it is whole.
+`master` (FP32, when the weights are not), `exp_avg` and `exp_avg_sq`. format.py has the checksums. A folder is written
+as `step_000100.tmp` and renamed when it is whole; then `latest` is moved (folder.py).
 """
 
 import dataclasses
-import json
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
 
+from megatron_ziya.checkpoint.folder import (
+    fresh_folder,
+    latest,
+    locked,
+    move_latest,
+    prune,
+    remove_debris,
+    resolve,
+    settle,
+    steps,
+)
+from megatron_ziya.checkpoint.format import FORMAT, Origin, Segment, sha256, write_file, write_manifest
 from megatron_ziya.checkpoint.huggingface import fingerprint
-from megatron_ziya.checkpoint.reader import FORMAT, Reader, Segment, check_tokenizer, resolve, sha256, steps
+from megatron_ziya.checkpoint.reader import Reader, check_tokenizer
 from megatron_ziya.config import Architecture
 from megatron_ziya.model.weights import shapes
 
-__all__ = ["Reader", "Segment", "check_tokenizer", "resolve", "steps"]  # reader.py's, so that one import does
+# so that one import does
+__all__ = ["Origin", "Reader", "Segment", "check_tokenizer", "fresh_folder", "latest", "locked", "move_latest", "prune",
+           "resolve", "steps"]  # fmt: skip
 
+CONVERTED = Origin("conversion", 0)
+"""What `write_weights` writes is of no run."""
 FILE_BYTES = 1 << 30  # `write_weights` starts a new file after this much
 
 
@@ -61,7 +74,7 @@ def write_weights(
     def flush() -> None:
         if batch:
             file = temporary / f"rank_{len(files):05d}.safetensors"
-            files[file.name] = write_file(file, batch)
+            files[file.name] = write_file(file, batch, CONVERTED)
             batch.clear()
 
     for name, tensor in weights:
@@ -74,12 +87,12 @@ def write_weights(
     flush()
     if wanted:
         raise ValueError(f"{path}: {next(iter(wanted))} was not given")
-    finish(path, temporary, architecture, 0, files, extra or {}, huggingface)
+    finish(path, temporary, architecture, CONVERTED, files, extra or {}, huggingface)
 
 
 def save(
     folder: Path,
-    step: int,
+    origin: Origin,
     architecture: Architecture,
     segments: Iterable[tuple[Segment, Tensor]],
     rank: int,
@@ -88,12 +101,15 @@ def save(
     huggingface: Path | None,
 ) -> Path:
     """Write `folder/step_N` from all ranks; each gives the segments that it owns. Returns the folder's path."""
-    path = folder / f"step_{step:06d}"
-    temporary = fresh_folder(path) if rank == 0 else path.with_name(path.name + ".tmp")
+    path = folder / f"step_{origin.step:06d}"
+    if rank == 0:
+        remove_debris(folder)
+        fresh_folder(path)
     _barrier()
+    temporary = path.with_name(path.name + ".tmp")
     file = temporary / f"rank_{rank:05d}.safetensors"
     tensors = {segment.key(): tensor for segment, tensor in segments}
-    digest = write_file(file, tensors) if tensors else ""
+    digest = write_file(file, tensors, origin) if tensors else ""
     file.with_suffix(".sha256").write_text(digest)
     _barrier()
     if rank == 0:
@@ -102,33 +118,17 @@ def save(
         for digest_file in digests:
             digest_file.unlink()
         (temporary / "recipe.toml").write_text(recipe, encoding="utf-8")
-        finish(path, temporary, architecture, step, files, extra, huggingface)
+        finish(path, temporary, architecture, origin, files, extra, huggingface)
+        move_latest(path)
     _barrier()
     return path
-
-
-def fresh_folder(path: Path) -> Path:
-    """An empty `path.tmp`; what an earlier, interrupted write left there is removed."""
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    return temporary
-
-
-def write_file(file: Path, tensors: dict[str, Tensor]) -> str:
-    """Write one safetensors file; returns its SHA-256."""
-    file.touch()
-    mode = file.stat().st_mode
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, file)
-    file.chmod(mode)  # safetensors makes it 0600 whatever the umask
-    return sha256(file)
 
 
 def finish(
     path: Path,
     temporary: Path,
     architecture: Architecture,
-    step: int,
+    origin: Origin,
     files: dict[str, str],
     extra: dict[str, Any],
     huggingface: Path | None,
@@ -137,33 +137,14 @@ def finish(
     if huggingface is not None and huggingface.is_dir():
         shutil.copytree(huggingface, temporary / "huggingface")
     sizes = {f.name: getattr(architecture, f.name) for f in dataclasses.fields(Architecture)}
-    manifest = {"format": FORMAT, "step": step, "architecture": sizes, "files": files, **extra}
+    head = {"format": FORMAT, "run": origin.run, "step": origin.step, "architecture": sizes, "files": files}
+    others = sorted(file for file in temporary.rglob("*") if file.is_file() and file.name not in files)
+    manifest = head | {"others": {str(file.relative_to(temporary)): sha256(file) for file in others}} | extra
     carried = fingerprint(temporary / "huggingface")
     if carried:
         manifest["tokenizer"] = carried
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    for file in temporary.iterdir():
-        if file.is_file():
-            _sync(file)
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
-    _sync(path.parent)
-
-
-def prune(folder: Path, keep: int, saved: Path | None = None) -> None:
-    """Remove all but `saved` (default: the newest) and the `keep - 1` newest others. 0 keeps all.
-
-    Raises ValueError for a negative `keep`.
-    """
-    if keep < 0:
-        raise ValueError(f"checkpoint.keep={keep} must be 0 (keep all) or more")
-    found = steps(folder)
-    if not found or keep == 0:
-        return
-    saved = saved or found[-1]
-    others = [path for path in found if path.resolve() != saved.resolve()]
-    for old in others[: max(len(others) - (keep - 1), 0)]:
-        shutil.rmtree(old)
+    write_manifest(temporary, manifest)
+    settle(temporary, path)
 
 
 def refuse_replacing(path: Path) -> None:
@@ -175,14 +156,6 @@ def refuse_replacing(path: Path) -> None:
             raise ValueError(f"{path} belongs to the run {above.parent} and is not replaced; give another folder")
     if (path / "manifest.json").is_file() and Reader(path, check=False).kinds() - {"weight"}:
         raise ValueError(f"{path} is a checkpoint with optimizer state and is not replaced; give another folder")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _barrier() -> None:

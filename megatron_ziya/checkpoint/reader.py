@@ -1,78 +1,23 @@
 """Reading a checkpoint: only the files and the segments that are asked for.
 
-Opening one reads the headers of its files, no more. The bytes of a file are compared with the manifest's SHA-256 when
-something is first read from it, so a rank that needs two files of a thousand hashes two.
+Opening one reads the manifest and the headers of its files, and checks them. A segment is compared with its checksum
+when something is first read from it, so a rank hashes what it needs, once, whatever else is there.
 """
 
-import hashlib
-import json
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_ziya.checkpoint.huggingface import dtype_of_code, fingerprint
+from megatron_ziya.checkpoint.folder import resolve
+from megatron_ziya.checkpoint.format import MANIFEST, File, Origin, Segment, read_manifest, sha256
+from megatron_ziya.checkpoint.huggingface import fingerprint
 from megatron_ziya.config import Architecture
 from megatron_ziya.model.weights import shapes
 from megatron_ziya.strict import from_dict
-
-FORMAT = 1
-
-
-class Segment(NamedTuple):
-    """A run of elements of a box of a logical weight."""
-
-    kind: str
-    name: str
-    dim: int
-    start: int
-    size: int
-    first: int
-    last: int
-
-    def key(self) -> str:
-        return f"{self.kind}|{self.name}|{self.dim}:{self.start}:{self.size}|{self.first}:{self.last}"
-
-    @classmethod
-    def of_key(cls, key: str) -> "Segment":
-        kind, name, box, span = key.split("|")
-        return cls(kind, name, *map(int, box.split(":")), *map(int, span.split(":")))
-
-
-class File:
-    """One safetensors file of a checkpoint; its bytes are checked when the first of them are read."""
-
-    def __init__(self, path: Path, digest: str | None) -> None:
-        """`digest` None = never checked. Raises FileNotFoundError, or ValueError for a header that is damaged."""
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing from the checkpoint")
-        self.path, self._unchecked = path, digest
-        try:
-            self._handle = safe_open(path, framework="pt")
-            self.segments = [Segment.of_key(key) for key in sorted(self._handle.keys())]
-        except (SafetensorError, ValueError, TypeError) as error:
-            raise ValueError(f"{path} is no whole safetensors file ({error}); the checkpoint is damaged") from None
-
-    def check(self) -> None:
-        """Compare the bytes with the SHA-256, once. Raises ValueError where they differ."""
-        if self._unchecked is not None and sha256(self.path) != self._unchecked:
-            raise ValueError(f"{self.path} does not have the SHA-256 of its manifest; the file is damaged")
-        self._unchecked = None
-
-    def dtype(self, segment: Segment) -> torch.dtype:
-        """Its type, from the header."""
-        return dtype_of_code(self._handle.get_slice(segment.key()).get_dtype())
-
-    def read(self, segment: Segment, first: int, last: int) -> Tensor:
-        """Elements `first` to `last` of the segment's box, all of which lie in the segment, flat."""
-        self.check()
-        values: Tensor = self._handle.get_slice(segment.key())[first - segment.first : last - segment.first]
-        return values
 
 
 class Reader:
@@ -81,34 +26,34 @@ class Reader:
     def __init__(self, path: Path | str, check: bool = True) -> None:
         """Raises FileNotFoundError, or ValueError when the folder is not a whole checkpoint of ours.
 
-        `check` compares a file with the SHA-256 of the manifest when it is first read from.
+        `check` compares a segment with its checksum when it is first read from.
         """
         self.path = Path(path)
-        manifest = self.path / "manifest.json"
-        if not manifest.is_file():
-            raise FileNotFoundError(f"{self.path} is not a checkpoint: it has no manifest.json")
-        try:
-            self.manifest: dict[str, Any] = json.loads(manifest.read_text())
-        except ValueError as error:
-            raise ValueError(f"{manifest} is not JSON ({error}); the checkpoint is damaged") from None
-        version = self.manifest.get("format")
-        if version != FORMAT:
-            raise ValueError(f"{manifest}: format {version}, this program reads {FORMAT}; use a matching version")
+        self.manifest: dict[str, Any] = read_manifest(self.path)
         self.architecture: Architecture = from_dict(Architecture, self.manifest["architecture"])
         self.step: int = self.manifest["step"]
+        self.run: str = self.manifest["run"]
+        """Of the run that wrote it, the same for all its starts."""
         self.tokenizer: str = self.manifest.get("tokenizer") or fingerprint(self.path / "huggingface")
         """Fingerprint of the tokenizer that the model's ids belong to; "" when unknown."""
         self.shapes = shapes(self.architecture)
-        self.files = [File(self.path / f, s if check else None) for f, s in self.manifest["files"].items()]
+        origin = Origin(self.run, self.step)
+        self.files = [File(self.path / f, s, origin, check) for f, s in self.manifest["files"].items()]
         self.segments: dict[tuple[str, str], list[tuple[Segment, File]]] = defaultdict(list)
         for file in self.files:
             for segment in file.segments:
                 self.segments[segment.kind, segment.name].append((segment, file))
 
     def check(self) -> None:
-        """Compare every file with the manifest now. Raises ValueError for one that is damaged."""
+        """Compare every byte with its checksum now. Raises ValueError, or FileNotFoundError, for what is damaged."""
         for file in self.files:
             file.check()
+        for name, digest in self.manifest["others"].items():
+            other = self.path / name
+            if not other.is_file():
+                raise FileNotFoundError(f"{other} is missing from the checkpoint")
+            if sha256(other) != digest:
+                raise ValueError(f"{other} does not have the SHA-256 of {MANIFEST}; the file is damaged")
 
     def kinds(self) -> set[str]:
         """Which of `weight`, `master`, `exp_avg`, `exp_avg_sq` are there."""
@@ -195,28 +140,6 @@ def _rectangles(first: int, last: int, width: int) -> Iterator[tuple[range, rang
         first = end
 
 
-def steps(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    whole = [p for p in folder.glob("step_*") if re.fullmatch(r"step_\d+", p.name) and (p / "manifest.json").is_file()]
-    return sorted(whole, key=lambda p: int(p.name.removeprefix("step_")))
-
-
-def resolve(path: Path | str) -> Path:
-    """A checkpoint folder, or the newest one of a run directory.
-
-    Raises FileNotFoundError when there is none, ValueError for a Hugging Face folder.
-    """
-    path = Path(path)
-    if (path / "manifest.json").is_file():
-        return path
-    found = steps(path / "checkpoints") or steps(path)
-    if found:
-        return found[-1]
-    if (path / "config.json").is_file():
-        raise ValueError(f"{path} is a Hugging Face folder; run `ziya convert from-hf {path} OUT` and load OUT")
-    raise FileNotFoundError(f"{path} is neither a checkpoint nor a run directory with checkpoints/step_N in it")
-
-
 def check_tokenizer(model: "Reader | Path | str", tokenizer: str, whose: str = "the data") -> None:
     """Raises ValueError when a model and `tokenizer`, the fingerprint of the data's, do not belong together.
 
@@ -235,8 +158,3 @@ def require_same_tokenizer(ours: str, model: Path, theirs: str, whose: str) -> N
             f"{whose} has another tokenizer (SHA-256 {theirs[:12]}…) than the model {model} ({ours[:12]}…): equal ids "
             f"would stand for other text; use the model's own tokenizer{where}, or a model of that tokenizer"
         )
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -4,12 +4,16 @@ ZeRO-1 cuts a bucket without regard to where a weight ends, so a share begins an
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_ziya.checkpoint.reader import Reader, Segment
+from megatron_ziya.config import Architecture
 from megatron_ziya.model.parallelize import Piece
 from megatron_ziya.optimizer import State
 from megatron_ziya.parallel.data import Bucket
@@ -49,6 +53,71 @@ def restore(reader: Reader, states: Iterable[State], pieces: Pieces) -> None:
             for piece, local, box in _overlaps(state.bucket, pieces):
                 run = Segment(stored, piece.name, piece.dim, piece.start, piece.size, box.start, box.stop)
                 flat[local] = reader.read_run(run)
+
+
+def new_run(device: torch.device) -> str:
+    """A random name for a run, the same on every rank; no random state of torch is touched."""
+    drawn = torch.tensor(list(os.urandom(8)), dtype=torch.uint8, device=device)
+    if dist.is_initialized():
+        dist.broadcast(drawn, 0)
+    return bytes(drawn.tolist()).hex()
+
+
+def load_newest(
+    found: Sequence[Path], architecture: Architecture, load: Callable[[Reader], None]
+) -> tuple[Reader, list[str]]:
+    """`load` the newest of `found` (oldest first) that no rank refuses. Returns it, and why newer ones were refused.
+
+    All ranks call this and go on from the same checkpoint; `load` must overwrite all that it has half done before.
+    Raises ValueError, the same on every rank, when none is good or the good one is of another architecture.
+    """
+    refused: list[str] = []
+    for path in reversed(found):
+        reader, wrong = _open(path)
+        wrong = _first(wrong)
+        if not wrong:
+            assert reader is not None
+            if reader.architecture != architecture:
+                raise ValueError(f"{path} holds another architecture than the recipe; choose another run.directory")
+            wrong = _first(_failure(load, reader))
+            if not wrong:
+                return reader, refused
+        refused.append(wrong)
+    raise none_good(found, refused)
+
+
+def none_good(found: Sequence[Path], refused: Sequence[str]) -> ValueError:
+    """What to raise when every checkpoint of a run was refused, and why."""
+    return ValueError(
+        f"none of the {len(found)} checkpoints in {found[-1].parent} is good: {'; '.join(refused)}; "
+        "choose another run.directory to start anew"
+    )
+
+
+def _open(path: Path) -> tuple[Reader | None, str]:
+    try:
+        reader = Reader(path)
+    except (ValueError, OSError) as error:
+        return None, str(error)
+    wrong = "" if path.name == f"step_{reader.step:06d}" else f"{path} holds step {reader.step}; it was renamed"
+    return reader, wrong
+
+
+def _failure(load: Callable[[Reader], None], reader: Reader) -> str:
+    try:
+        load(reader)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _first(wrong: str) -> str:
+    """What the first rank that found something wrong says; "" when no rank has."""
+    if not dist.is_initialized():
+        return wrong
+    everyone: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(everyone, wrong)
+    return next((said for said in everyone if said), "")
 
 
 def _held(state: State) -> dict[str, Tensor]:

@@ -133,7 +133,7 @@ def test_a_checkpoint_of_our_own_becomes_a_model_that_transformers_opens(model, 
 
 
 def test_masters_are_exported_where_a_wider_type_is_asked(tmp_path):
-    from megatron_ziya.checkpoint.distributed import Segment, save
+    from megatron_ziya.checkpoint.distributed import Origin, Segment, save
 
     a = small()
     weights = {name: torch.randn(shape) for name, shape in shapes(a).items()}
@@ -143,7 +143,7 @@ def test_masters_are_exported_where_a_wider_type_is_asked(tmp_path):
             for kind, tensor in (("weight", w.bfloat16()), ("master", w)):
                 yield Segment(kind, name, 0, 0, w.shape[0], 0, w.numel()), tensor.flatten()
 
-    save(tmp_path, 1, a, segments(), 0, "", {}, None)
+    save(tmp_path, Origin("run", 1), a, segments(), 0, "", {}, None)
     for dtype, expected in ((None, torch.bfloat16), (torch.float32, torch.float32)):
         convert.to_hf(tmp_path, tmp_path / "out", dtype, verify=False)
         assert_equal_tensors(tensors(tmp_path / "out"), {names(a)[n]: w.to(expected) for n, w in weights.items()})
@@ -325,5 +325,5 @@ def test_commands_say_what_they_did(source, tmp_path, capsys):
     content = bytearray(file.read_bytes())
     content[-1000] ^= 4
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"rank_00000\.safetensors does not have the SHA-256"):
+    with pytest.raises(ValueError, match=r"rank_00000\.safetensors: weight .* does not have its checksum"):
         commands.verify([str(tmp_path / "checkpoint")])

@@ -1,4 +1,4 @@
-"""Boxes of logical tensors are read from what overlaps them alone, and nothing of a run is overwritten."""
+"""Boxes of logical tensors are read, and hashed, from what overlaps them alone; nothing of a run is overwritten."""
 
 import os
 import stat
@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import small
 
-from megatron_ziya.checkpoint.distributed import prune, refuse_replacing, save, write_file, write_weights
-from megatron_ziya.checkpoint.reader import File, Reader, Segment, resolve
+from megatron_ziya.checkpoint.distributed import CONVERTED, Origin, refuse_replacing, save, write_weights
+from megatron_ziya.checkpoint.format import File, Segment, read_manifest, write_file, write_manifest
+from megatron_ziya.checkpoint.reader import Reader, resolve
 from megatron_ziya.model.weights import shapes
 
 A = small()
@@ -35,7 +36,7 @@ def checkpoints(tmp_path_factory):
     readers = []
     layouts = [[(0, 0, 16), (0, 16, 16)], [(1, 0, 14), (1, 14, 28), (1, 42, 14)], [(0, 0, 32)]]
     for number, boxes in enumerate(layouts, 1):
-        path = save(folder, number, A, cut(NAME, boxes, 3), 0, "", {}, None)
+        path = save(folder, Origin("run", number), A, cut(NAME, boxes, 3), 0, "", {}, None)
         readers.append(Reader(path))
     return readers
 
@@ -59,24 +60,23 @@ def test_boxes_and_runs_are_those_of_the_whole(checkpoints, layout, dim, data):
 def two_files(folder):
     """A checkpoint of two files, a half of every weight in each (as two data-parallel ranks would write it)."""
     write_weights(folder, A, TRUTH.items())
-    manifest = (folder / "manifest.json").read_text()
-    old, digests = manifest.split('"rank_00000.safetensors": "')[1].split('"')[0], []
+    files = {}
     for half in (0, 1):
         tensors = {}
         for name in TRUTH:
             segment, values = list(cut(name, [(0, 0, len(TRUTH[name]))], 2))[half]
             tensors[segment.key()] = values
-        digests.append(write_file(folder / f"rank_0000{half}.safetensors", tensors))
-    both = f'{digests[0]}", "rank_00001.safetensors": "{digests[1]}'
-    (folder / "manifest.json").write_text(manifest.replace(old, both))
+        file = folder / f"rank_0000{half}.safetensors"
+        files[file.name] = write_file(file, tensors, CONVERTED)
+    write_manifest(folder, read_manifest(folder) | {"files": files})
     return folder
 
 
-def test_only_files_that_are_read_are_checked_and_only_segments_that_overlap_are_read(tmp_path, monkeypatch):
+def test_only_segments_that_are_read_are_checked_and_only_those_that_overlap_are_read(tmp_path, monkeypatch):
     folder = two_files(tmp_path / "checkpoint")
     second = folder / "rank_00001.safetensors"
-    content = bytearray(second.read_bytes())
-    content[-1] ^= 1
+    content, half = bytearray(second.read_bytes()), TRUTH[NAME].flatten()[32 * 28 :]
+    content[content.index(half.numpy().tobytes()) + 5] ^= 1
     second.write_bytes(content)
     read = []
     original = File.read
@@ -86,29 +86,34 @@ def test_only_files_that_are_read_are_checked_and_only_segments_that_overlap_are
     reader = Reader(folder)
     assert torch.equal(reader.read_box(NAME, "weight", 0, 2, 3), TRUTH[NAME][2:5])
     assert read == [("rank_00000.safetensors", 2 * 56, 5 * 56)]
-    with pytest.raises(ValueError, match=r"rank_00001.safetensors does not have the SHA-256"):
+    assert torch.equal(reader.read("norm.weight"), TRUTH["norm.weight"])
+    told = rf"rank_00001.safetensors: weight {NAME} \(box 0:0:32, elements 896:1792\) does not have its checksum"
+    with pytest.raises(ValueError, match=told):
         reader.read(NAME)
-    with pytest.raises(ValueError, match=r"rank_00001.safetensors does not have the SHA-256"):
+    with pytest.raises(ValueError, match=told):
         reader.check()
     Reader(folder, check=False).read(NAME)
 
 
-def test_a_file_is_hashed_once(tmp_path, monkeypatch):
-    from megatron_ziya.checkpoint import reader as module
+def test_a_segment_is_hashed_once(tmp_path, monkeypatch):
+    from megatron_ziya.checkpoint import format as module
 
+    folder = two_files(tmp_path / "checkpoint")
     hashed = []
-    original = module.sha256
-    monkeypatch.setattr(module, "sha256", lambda file: hashed.append(file.name) or original(file))
-    reader = Reader(two_files(tmp_path / "checkpoint"))
+    original = module.checksum
+    monkeypatch.setattr(module, "checksum", lambda key, *rest: hashed.append(key) or original(key, *rest))
+    reader = Reader(folder)
     assert not hashed
     for name in TRUTH:
-        assert torch.equal(reader.read(name), TRUTH[name])
-    assert sorted(hashed) == ["rank_00000.safetensors", "rank_00001.safetensors"]
+        for _ in range(2):
+            assert torch.equal(reader.read(name), TRUTH[name])
+    reader.check()
+    assert len(hashed) == len(set(hashed)) == 2 * len(TRUTH)
 
 
 def test_a_gap_is_told(tmp_path):
     segments = list(cut(NAME, [(0, 0, 32)], 4))
-    reader = Reader(save(tmp_path, 1, A, segments[:3], 0, "", {}, None))
+    reader = Reader(save(tmp_path, Origin("run", 1), A, segments[:3], 0, "", {}, None))
     assert torch.equal(reader.read_box(NAME, "weight", 0, 0, 24), TRUTH[NAME][:24])
     with pytest.raises(ValueError, match=f"1344 of 1792 elements of weight {NAME} are there"):
         reader.read(NAME)
@@ -126,30 +131,8 @@ def test_files_follow_the_umask(tmp_path):
     assert len(files) == 2 and {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o640}
 
 
-def run_of(folder, *numbers):
-    return [save(folder, n, A, cut("norm.weight", [(0, 0, 32)], 1), 0, "", {}, None) for n in numbers]
-
-
-def test_pruning(tmp_path):
-    def left():
-        return sorted(int(path.name[5:]) for path in tmp_path.iterdir())
-
-    run_of(tmp_path, 1, 2, 3, 4, 5)
-    prune(tmp_path, 0)
-    assert left() == [1, 2, 3, 4, 5]
-    with pytest.raises(ValueError, match=r"checkpoint\.keep=-1 must be 0"):
-        prune(tmp_path, -1)
-    prune(tmp_path, 3, tmp_path / "step_000001")  # saved into the folder of a run that had come further
-    assert left() == [1, 4, 5]
-    prune(tmp_path, 1, tmp_path / "step_000001")
-    assert left() == [1]
-    run_of(tmp_path, 7)
-    prune(tmp_path, 1)
-    assert left() == [7]
-
-
 def test_what_a_run_wrote_is_not_replaced(tmp_path):
-    (path,) = run_of(tmp_path / "run/checkpoints", 3)
+    path = save(tmp_path / "run/checkpoints", Origin("run", 3), A, cut(NAME, [(0, 0, 32)], 1), 0, "", {}, None)
     (tmp_path / "run/checkpoints/other").mkdir()
     for inside in (path, path / "manifest.json", tmp_path / "run/checkpoints/other"):
         with pytest.raises(ValueError, match=r"belongs to the run .*run and is not replaced"):
@@ -157,7 +140,7 @@ def test_what_a_run_wrote_is_not_replaced(tmp_path):
     with pytest.raises(ValueError, match="is not replaced"):
         write_weights(path, A, TRUTH.items())
     segments = (Segment("exp_avg", "norm.weight", 0, 0, 32, 0, 32), TRUTH["norm.weight"])
-    state = save(tmp_path / "copied", 1, A, [segments], 0, "", {}, None)
+    state = save(tmp_path / "copied", Origin("run", 1), A, [segments], 0, "", {}, None)
     with pytest.raises(ValueError, match="is a checkpoint with optimizer state"):
         refuse_replacing(state)
     for _ in range(2):

@@ -1,7 +1,10 @@
 """A run that is stopped and goes on: to the bit on the same layout, to rounding on any other."""
 
 import dataclasses
+import itertools
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,8 @@ import pytest
 import torch
 from ranks import run_ranks, run_recipe
 
+from megatron_ziya import config, train
+from megatron_ziya.checkpoint import distributed as checkpoint
 from megatron_ziya.checkpoint.distributed import Reader
 from megatron_ziya.config import Checkpoint, Data, Log, Model, Optimizer, Parallel, Precision, Recipe, Run, Source
 from ziya_data.indexed.writer import IndexedDatasetWriter
@@ -101,48 +106,140 @@ def test_bf16_masters_survive_a_change_of_layout(tmp_path, dataset):
 
 def test_old_checkpoints_go_and_the_newest_stay(tmp_path, dataset):
     directory = tmp_path / "run"
-    run_ranks(1, run_recipe, recipe(directory, dataset, 5, "fp32", every=1))
-    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["step_000004", "step_000005"]
+    every = recipe(directory, dataset, 5, "fp32", every=1)
+    run_ranks(1, run_recipe, dataclasses.replace(every, checkpoint=Checkpoint(every=1, keep_every=2)))
+    names = ["latest", "step_000002", "step_000004", "step_000005"]
+    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == names
+    assert (directory / "checkpoints/latest").read_text() == "step_000005\n"
 
 
 def hashed_by(recipe: Recipe) -> list[str]:
-    """Go on with a run; which files this rank has compared with the manifest."""
-    from megatron_ziya.checkpoint import reader
+    """Go on with a run; which segments this rank has compared with their checksums, of those that it reads."""
+    from megatron_ziya.checkpoint import format
 
-    found, original = [], reader.sha256
-    reader.sha256 = lambda file: found.append(file.name) or original(file)
+    found, original = [], format.File._check
+
+    def noted(file, key):
+        if key in file._unchecked:
+            found.append(f"{file.path.name} {key}")
+        original(file, key)
+
+    format.File._check = noted
     run_recipe(recipe)
-    reader.sha256 = original
+    format.File._check = original
     return found
 
 
-def test_a_rank_checks_the_files_alone_that_it_needs(tmp_path, dataset):
+def test_a_rank_checks_the_segments_alone_that_it_needs(tmp_path, dataset):
     directory = tmp_path / "run"
     run_ranks(2, run_recipe, recipe(directory, dataset, 1, "bf16", pipeline=2))
+    there = [
+        f"{f.path.name} {s.key()}" for f in Reader(directory / "checkpoints/step_000001").files for s in f.segments
+    ]
     same = run_ranks(2, hashed_by, recipe(directory, dataset, 2, "bf16", pipeline=2))
-    assert same == [["rank_00000.safetensors"], ["rank_00001.safetensors"]]
+    for rank in (0, 1):
+        assert sorted(same[rank]) == sorted(key for key in there if key.startswith(f"rank_0000{rank}"))
     (one,) = run_ranks(1, hashed_by, recipe(directory, dataset, 3, "bf16"))
-    assert sorted(one) == ["rank_00000.safetensors", "rank_00001.safetensors"]
+    assert sorted(one) == sorted(there)
 
 
-def test_damage_is_seen(tmp_path, dataset):
+def flip(file: Path, where: float) -> None:
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * where)] ^= 4
+    file.write_bytes(content)
+
+
+def warnings(directory: Path) -> list[str]:
+    lines = (directory / "logs/rank_0.log").read_text().splitlines()
+    return [line.split("WARNING ")[1] for line in lines if "WARNING" in line]
+
+
+def test_the_previous_step_is_used_when_any_rank_refuses_the_newest(tmp_path, dataset):
+    """Rank 1 alone reads the damaged segment, and both go back; then a header; then nothing is left."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    keep = {"checkpoint": Checkpoint(every=1, keep=0)}
+    layout = {"tensor": 2, "pipeline": 1}
+    run_ranks(2, run_recipe, recipe(whole, dataset, 4, "bf16", **layout))
+    run_ranks(2, run_recipe, dataclasses.replace(recipe(broken, dataset, 3, "bf16", **layout), **keep))
+    checkpoints = broken / "checkpoints"
+    flip(checkpoints / "step_000003/rank_00001.safetensors", 0.9)
+    flip(checkpoints / "step_000002/manifest.json", 0.5)
+    run_ranks(2, run_recipe, dataclasses.replace(recipe(broken, dataset, 4, "bf16", **layout), **keep))
+    (line,) = warnings(broken)
+    assert "step_000003/rank_00001.safetensors: " in line and "does not have its checksum" in line
+    assert "step_000002/manifest.json" in line
+    assert line.endswith(f"going on from {checkpoints}/step_000001 instead")
+    assert losses(broken) == losses(whole)
+    for step in (2, 3):
+        Reader(checkpoints / f"step_00000{step}").check()  # what was damaged has been written anew
+    one, two = Reader(whole / "checkpoints/step_000004"), Reader(checkpoints / "step_000004")
+    assert one.run != two.run == Reader(checkpoints / "step_000001").run
+    for kind, name in one.segments:
+        assert torch.equal(one.read(name, kind), two.read(name, kind)), (kind, name)
+
+
+def test_a_run_with_no_good_checkpoint_says_so_in_a_line(tmp_path, dataset, capsys):
     directory = tmp_path / "run"
-    run_ranks(1, run_recipe, recipe(directory, dataset, 1, "fp32"))
-    checkpoint = directory / "checkpoints/step_000001"
-    file = checkpoint / "rank_00000.safetensors"
-    original = file.read_bytes()
-    file.write_bytes(original[:-5] + bytes([original[-5] ^ 1]) + original[-4:])
-    with pytest.raises(ValueError, match="does not have the SHA-256 of its manifest"):
-        Reader(checkpoint).read("norm.weight")
-    with pytest.raises(AssertionError, match="does not have the SHA-256 of its manifest"):
-        run_ranks(1, run_recipe, recipe(directory, dataset, 2, "fp32"))
-    file.unlink()
-    with pytest.raises(FileNotFoundError, match="safetensors is missing"):
-        Reader(checkpoint)
-    manifest = checkpoint / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(ValueError, match="format 9, this program reads 1"):
-        Reader(checkpoint)
-    manifest.unlink()
-    with pytest.raises(FileNotFoundError, match="is not a checkpoint"):
-        Reader(checkpoint)
+    ours = recipe(directory, dataset, 2, "fp32", every=1)
+    run_ranks(1, run_recipe, ours)
+    for step in (1, 2):
+        flip(directory / f"checkpoints/step_00000{step}/rank_00000.safetensors", 0.9)
+    (tmp_path / "recipe.toml").write_text(config.to_toml(ours))
+    assert train.main([str(tmp_path / "recipe.toml"), "--run.steps", "3"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train: error: none of the 2 checkpoints in ") and line.count("its checksum") == 2
+    for step in (1, 2):
+        (directory / f"checkpoints/step_00000{step}/rank_00000.safetensors").unlink()
+    assert train.main([str(tmp_path / "recipe.toml"), "--run.steps", "3"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train: error: none of the 2 checkpoints in ") and line.count("is missing") == 2
+
+
+def killed_at(recipe: Recipe, rank: int, name: str, point: int) -> None:
+    """A run whose `rank` dies at the `point`-th thing it does to a file of the checkpoint `name`."""
+    left = itertools.count(point, -1)
+
+    def at(event: str, arguments: tuple) -> None:
+        if (event == "open" or event.startswith("os.")) and name in str(arguments) and next(left) == 0:
+            os._exit(9)
+
+    if torch.distributed.get_rank() == rank:
+        sys.addaudithook(at)
+    run_recipe(recipe)
+
+
+def test_a_run_killed_while_it_saves_goes_on_to_the_bit(tmp_path, dataset):
+    whole, parts = (recipe(tmp_path / name, dataset, 4, "bf16", every=1, tensor=2) for name in ("whole", "parts"))
+    run_ranks(2, run_recipe, whole)
+    newest = []
+    for rank, step, point in ((1, 2, 1), (0, 3, 7)):
+        with pytest.raises((TimeoutError, AssertionError), match=r"exit codes .*9|[Cc]onnection"):
+            run_ranks(2, killed_at, parts, rank, f"step_{step:06d}", point)
+        newest.append(checkpoint.steps(tmp_path / "parts/checkpoints")[-1].name)
+    assert newest == ["step_000001", "step_000002"]
+    run_ranks(2, run_recipe, parts)
+    left = sorted(path.name for path in (tmp_path / "parts/checkpoints").iterdir())
+    assert left == ["latest", "step_000003", "step_000004"]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    one, two = (Reader(tmp_path / name / "checkpoints/step_000004") for name in ("whole", "parts"))
+    for kind, name in one.segments:
+        assert torch.equal(one.read(name, kind), two.read(name, kind)), (kind, name)
+
+
+def test_two_runs_in_a_directory_and_keep_every_from_the_command_line(tmp_path, dataset, capsys):
+    directory = tmp_path / "run"
+    (tmp_path / "recipe.toml").write_text(config.to_toml(recipe(directory, dataset, 1, "fp32", every=1)))
+    command = [str(tmp_path / "recipe.toml"), "--checkpoint.keep_every", "3", "--checkpoint.keep", "1"]
+    with checkpoint.locked(directory):
+        assert train.main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"train: error: {directory} is used by process {os.getpid()} on ")
+    assert not directory.exists() or not list(directory.iterdir())
+    for steps in ("4", "5"):
+        assert train.main([*command, "--run.steps", steps]) == 0
+    assert [path.name for path in checkpoint.steps(directory / "checkpoints")] == ["step_000003", "step_000005"]
+    assert not (directory / "lock").exists()
+    held = [str(descriptor.resolve()) for descriptor in Path("/proc/self/fd").iterdir()]
+    assert not [name for name in held if name.startswith(str(directory / "lock")) or "checkpoints" in name]
+    assert train.main([*command, "--checkpoint.keep_every", "-1"]) == 2
+    assert "checkpoint.keep_every=-1 must be 0 (none) or more" in capsys.readouterr().err

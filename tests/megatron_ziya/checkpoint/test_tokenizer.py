@@ -12,6 +12,7 @@ from ranks import run_ranks, run_recipe
 
 from megatron_ziya.checkpoint import commands, convert
 from megatron_ziya.checkpoint.distributed import Reader, check_tokenizer, write_weights
+from megatron_ziya.checkpoint.format import write_manifest
 from megatron_ziya.checkpoint.huggingface import HuggingFaceFolder
 from megatron_ziya.config import Checkpoint, Data, Log, Model, Optimizer, Parallel, Recipe, Run, Source
 from megatron_ziya.evaluate import commands as evaluate
@@ -52,7 +53,7 @@ def test_the_fingerprint_travels(source, checkpoint, tokenizers):
     assert Reader(checkpoint).tokenizer == HuggingFaceFolder(source).tokenizer == expected
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     del manifest["tokenizer"]  # as older ones are: the folder itself tells
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(checkpoint, manifest)
     assert Reader(checkpoint).tokenizer == expected
     assert (checkpoint / "huggingface").stat().st_mode == checkpoint.stat().st_mode
 

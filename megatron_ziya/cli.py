@@ -38,6 +38,7 @@ COMMANDS = [
     Command("convert to-hf", "megatron_ziya.checkpoint.commands:to_hf", "checkpoint -> Hugging Face folder, proven"),
     Command("evaluate perplexity", "megatron_ziya.evaluate.commands:perplexity", "held-out loss, bits per character"),
     Command("evaluate generate", "megatron_ziya.evaluate.commands:generate", "continue a prompt"),
+    Command("benchmark kernels", "ziya_kernels.benchmark.commands:kernels", "time, roof and error of each kernel here"),
     Command("report", "megatron_ziya.report:report", "one page with the pictures of a run, or of the whole road"),
 ]
 

@@ -13,6 +13,7 @@ softmax.py        scale + causal mask + softmax (Ziya2's fused operator)
 cross_entropy.py  loss a token from logits, FP32
 adamw.py          one pass over flat FP32 master weights, moments and gradients
 apex.py           NVIDIA apex's operators behind the same signatures, where it is really installed
+benchmark/        what each operator costs on this machine: `ziya benchmark kernels`
 launch.py         what every Triton file shares: argument checks and the static tile tables
 
 Letters: B rows of a batch, S tokens a row, T tokens (B * S), H hidden, N query heads, K key/value heads,

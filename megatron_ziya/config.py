@@ -242,9 +242,8 @@ class Precision:
     """Good steps in a row after which the loss scale doubles (torch.amp.GradScaler's default)."""
     kernels: Literal["auto", "triton", "torch", "compiled", "apex"] = "auto"
     """Which kernels run; `auto` = Triton on a GPU, plain PyTorch on a CPU. Logged at start. `compiled` has torch's
-    compiler make RMSNorm, rotary and SwiGLU on a CPU: 0.95 of the CPU seconds of a step in FP32, 0.94 in BF16
-    (`tools/compare_peers.py`'s model, one thread, 2026-11-24). Never the default: it needs a C++ compiler at run time,
-    and the first step takes 10 to 30 s longer (1 to 5 s where the compiler's results are still on disk; the log tells).
+    compiler make RMSNorm, rotary and SwiGLU on a CPU, for some 4 % of a step (docs/speed.md). Never the default: it
+    needs a C++ compiler at run time, and the first step takes seconds longer; the log tells how many.
     The matrix products are not compiled: their backward passes add into FP32 buffers, which torch's compiler cannot see
     through."""
 

@@ -10,12 +10,10 @@ counts, in CPU seconds of one thread (finalize, which waits for the disk: second
 """
 
 import argparse
-import datetime
 import importlib.util
 import io
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from dataset_sides import lengths_of, ours, theirs
+from machine import here
 
 TARGETS = {
     "write, Mtokens/s": "20x",
@@ -195,17 +194,6 @@ def rows_table(rows: list[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
-    """Date, machine and load, in general words: nothing here names a host."""
-    model = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        told = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = (told or [model])[0]
-    load = os.getloadavg()[0]
-    return f"{datetime.date.today()}, {len(os.sched_getaffinity(0))} cores ({model}), load average {load:.1f}"
-
-
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     """The arguments. Raises SystemExit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -238,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     if given.side:
         print(json.dumps({"ours": ours, "theirs": theirs, "growth": growth}[given.side](given, given.folder)))
         return 0
-    before = machine()
+    before = f"{here()}, load average {os.getloadavg()[0]:.1f}"
     found: dict[str, object]
     with tempfile.TemporaryDirectory(dir=given.folder) as temporary:
         folder = Path(temporary)

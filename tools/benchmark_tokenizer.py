@@ -7,9 +7,7 @@ make Python lists. Where tokenizers and gigatoken differ, they read a control to
 """
 
 import argparse
-import datetime
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -20,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import gigatoken
+from machine import here
 
 from ziya_data.tokenizer import Tokenizer
 from ziya_data.tokenizer.corpus import read_texts
@@ -95,20 +94,10 @@ def texts_of(path: Path, megabytes: float) -> list[str]:
     return texts
 
 
-def machine() -> str:
-    """Date, machine and load, in general words: nothing here names a host."""
-    model = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        told = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = (told or [model])[0]
-    return f"{datetime.date.today()}, {len(os.sched_getaffinity(0))} cores ({model})"
-
-
 def page(given: argparse.Namespace, command: str) -> str:
     """The table as Markdown; command: what was typed."""
     packages = [name for name in ("sentencepiece", "tokenizers", "gigatoken") if find_spec(name)]
-    before, begin = os.getloadavg()[0], machine()
+    before, begin = os.getloadavg()[0], here()
     texts = {name: texts_of(path, given.megabytes) for name, path in given.text}
     lines = ["| pieces | text | encoder | MB a CPU second | best | times sentencepiece | texts with other ids |"]
     lines.append("|---|---|---|---|---|---|---|")

@@ -12,7 +12,6 @@ import datetime
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 import peer_start
 import torch
 import torch.distributed as dist
+from machine import processor
 from peer_systems import PEER, SYSTEMS, Size, System
 
 from megatron_ziya.launch import free_port
@@ -185,19 +185,6 @@ def summarise(costs: dict[str, list[Cost]]) -> list[dict[str, Any]]:
     return table
 
 
-def machine() -> dict[str, Any]:
-    """The machine in general words: nothing here names a host."""
-    model = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        fields = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines()]
-        names = [value.strip() for key, _, value in fields if key.strip() == "model name"]
-        flags = next((value.split() for key, _, value in fields if key.strip() == "flags"), [])
-        wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-        model = ", ".join([*names[:1], *wide]) or model
-    return {"cores": len(os.sched_getaffinity(0)), "cpu": model, "torch": torch.__version__}
-
-
 def markdown(result: dict[str, Any]) -> str:
     m, size = result["machine"], result["size"]
     lines = [
@@ -262,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     costs = measure(names, size, options.rounds, options.steps)
     result = {
         "date": datetime.date.today().isoformat(),
-        "machine": machine(),
+        "machine": {"cores": len(os.sched_getaffinity(0)), "cpu": processor(), "torch": torch.__version__},
         "load_before": before,
         "load_after": os.getloadavg()[0],
         "rounds": options.rounds,

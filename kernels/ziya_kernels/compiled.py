@@ -1,12 +1,9 @@
 """RMSNorm, rotary and SwiGLU made by torch's compiler (inductor, C++) when they first run, for a CPU.
 
-Each reads its input once and writes its output once, where the plain twin makes a pass an operation. One thread, 256
-tokens, hidden 256, 8 heads, width 688, forward and backward, FP32 (BF16), microseconds:
-
-    RMSNorm  44 (73)  plain 118 (190)      rotary  49 (75)  plain 367 (503)      SwiGLU  198 (300)  plain 516 (716)
-
-A function is compiled for each shape that it meets, 3 to 6 s of one core each, once a machine: inductor keeps what it
-has made on disk, and the ranks of a run share it. Without dynamo, whose guards cost more a call than a small kernel.
+Each reads its input once and writes its output once, where the plain twin makes a pass an operation; what that is worth
+in a step stands in docs/speed.md. A function is compiled for each shape that it meets, which takes seconds of one core,
+once a machine: inductor keeps what it has made on disk, and the ranks of a run share it. Without dynamo, whose guards
+cost more a call than a small kernel.
 The formulas are `reference.py`'s, so results differ by the rounding of another order of sums.
 """
 

@@ -2,7 +2,7 @@
 
 Every segment carries `RUN:STEP:CRC-32` in its file's metadata. The CRC-32 is of run, step, the segment's key and its
 bytes, so bytes of another step, run or place do not pass. It finds every error of up to 32 neighbouring bits, and all
-but one in 2^32 of the others: enough for what disks do, at a tenth of the time of SHA-256. The manifest has the SHA-256
+but one in 2^32 of the others: enough for what disks do, and cheap. The manifest has the SHA-256
 of each file's header, which holds the checksums, and of every other file whole; its own is its last key.
 """
 

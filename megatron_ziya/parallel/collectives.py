@@ -3,8 +3,9 @@
 With sequence parallel (arXiv 2205.05198, section 4.2.2) the pair is gather / reduce-scatter over the tokens; without it
 (arXiv 1909.08053, section 3) it is identity / all-reduce. Each is the other's backward.
 
-Everything works on dimension 0, the tokens, so a shard is contiguous. On a GPU each is NCCL's own operation; on a CPU
-it is what gloo does in the fewest CPU seconds. Letters: T tokens, t = T / axis size.
+Everything works on dimension 0, the tokens, so a shard is contiguous. On a GPU each is NCCL's own operation. On a CPU
+it goes through shared memory where the ranks have it and it fits; what does not, buckets of many MiB, goes as messages,
+which cost gloo half of its reduce-scatter (`tools/benchmark_collectives.py`). Letters: T tokens, t = T / axis size.
 """
 
 from typing import Any
@@ -47,8 +48,7 @@ def _sum(parts: list[Tensor]) -> Tensor:
 def _exchange(sent: list[Tensor], taken: list[Tensor], axis: Axis) -> list[dist.Work]:
     """Send `sent[r]` to rank r of the axis and receive `taken[r]` from it, for every other rank.
 
-    What gloo does best: 128 KiB between two ranks, both ways, take some 200 us of CPU a rank, its all-gather 300 to
-    600, its reduce-scatter more. Messages of a pair of ranks arrive in the order in which they were sent.
+    Messages of a pair of ranks arrive in the order in which they were sent.
     """
     group, others = axis.group, [r for r in range(axis.size) if r != axis.index]
     assert group is not None

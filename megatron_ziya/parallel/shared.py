@@ -1,9 +1,9 @@
 """Collectives between the processes of one machine, through memory that they share.
 
-On a CPU a collective of gloo goes through sockets and threads: 128 KiB between two ranks cost 100 to 900 us of CPU on
-each, a copy through shared memory 30. So the ranks of an axis that run on one machine write what the others need into
-a slot of shared memory and tell each with one byte through a pipe; who waits sleeps in a read. The kernel takes memory
-and pipes back when the processes end, however they end: nothing has a name on disk.
+On a CPU a collective of gloo goes through sockets and threads, which cost many times what a copy through shared memory
+does (`tools/benchmark_collectives.py` prints both). So the ranks of an axis that run on one machine write what the
+others need into a slot of shared memory and tell each with one byte through a pipe; who waits sleeps in a read. The
+kernel takes memory and pipes back when the processes end, however they end: nothing has a name on disk.
 """
 
 import mmap

@@ -21,16 +21,14 @@ class _Column(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, axis: Axis, sequence: bool) -> Tensor:
         ctx.axis, ctx.sequence = axis, sequence
         whole = start_gather(x, axis).wait() if sequence else x
-        # A GPU keeps only the share [t, I] and gathers it again beside the product below (arXiv 2205.05198, 4.2.2).
-        # gloo would take the CPU from that product: there all tokens are kept, 3 % of a step of two ranks.
-        ctx.gather_again = sequence and x.device.type != "cpu"
-        ctx.save_for_backward(x if ctx.gather_again else whole, weight)
+        # only the share [t, I] is kept; it is gathered again beside the product below (arXiv 2205.05198, 4.2.2)
+        ctx.save_for_backward(x, weight)
         return whole @ weight.t()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        inputs = start_gather(x, ctx.axis) if ctx.gather_again else Pending(x)
+        inputs = start_gather(x, ctx.axis) if ctx.sequence else Pending(x)
         partial = dy @ weight
         start = start_reduce_scatter if ctx.sequence else start_all_reduce
         dx = start(partial, ctx.axis)

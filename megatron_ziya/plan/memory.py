@@ -157,9 +157,8 @@ class Sizes:
 
     @property
     def inputs(self) -> int:
-        """What a norm keeps, and the input of the matrix after it: on a GPU a share, gathered once more backward."""
-        rstd = 4 * self.share
-        return self.between + rstd + (self.hidden if self.cpu else self.between)
+        """What a norm keeps, and this rank's share of the input of the matrix after it."""
+        return 2 * self.between + 4 * self.share
 
     @property
     def angles(self) -> int:

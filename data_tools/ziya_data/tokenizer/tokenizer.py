@@ -54,7 +54,7 @@ class Tokenizer:
         return self.encode_arrays([utf8(text)])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str], threads: int = -1) -> list[list[int]]:
-        """The ids of each text, in order, on `threads` cores (-1: all). Raises ValueError as `encode` does."""
+        """The ids of each text, in order. Raises ValueError as `encode` does. threads: see `encode_arrays`."""
         return rows(*self.encode_arrays([utf8(text) for text in texts], threads=threads))
 
     def encode_arrays(
@@ -62,7 +62,7 @@ class Tokenizer:
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """([sum of lengths], [texts]): the ids of all texts (UTF-8) in a row, and how many each has.
 
-        end: an id put after each text (-1: none). threads: as in `encode_batch`; the fast encoder takes one.
+        end: an id put after each text (-1: none). threads: of sentencepiece (-1: all cores); gigatoken has one.
         """
         if self._encoder is not None:
             return self._encoder.encode_all(texts, end)

@@ -235,22 +235,27 @@ def test_the_genuine_vocabulary(genuine: Sides, lines: list[str], name: str) -> 
     assert_equal(genuine[name], [*lines, *library_lines("[a-c]*.py")])
 
 
+def members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the files in a wheel or a source archive."""
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            for name in sorted(wheel.namelist()):
+                yield name, wheel.read(name)
+    elif path.suffix == ".gz":
+        with tarfile.open(path) as archive:
+            for member in archive:
+                file = archive.extractfile(member)
+                if file is not None:
+                    yield member.name, file.read()
+
+
 def demo_lines() -> Iterator[str]:
     """Lines of whatever the demo has downloaded: Chinese, English, code, HTML, tables."""
     suffixes = (".txt", ".json", ".jsonl", ".py", ".cpp", ".h", ".cu", ".md", ".html")
     for path in sorted((DEMO / "downloads").iterdir()):
-        if path.suffix == ".whl":
-            with zipfile.ZipFile(path) as archive:
-                for name in sorted(archive.namelist()):
-                    if name.endswith(suffixes):
-                        yield from archive.read(name).decode("utf-8", "replace").splitlines()
-        elif path.suffix == ".gz":
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    if member.isfile() and member.name.endswith(suffixes):
-                        file = archive.extractfile(member)
-                        assert file is not None
-                        yield from file.read().decode("utf-8", "replace").splitlines()
+        for name, content in members(path):
+            if name.endswith(suffixes):
+                yield from content.decode("utf-8", "replace").splitlines()
 
 
 @pytest.mark.slow

@@ -2,9 +2,9 @@
 
     python tools/benchmark_collectives.py --ranks 2 --kib 128
 
-Shared memory is what `parallel/collectives.py` uses on a CPU, messages what it uses where a slot is too small; gloo's own
-collectives are for comparison. Every rank gathers KIB from each, or adds up KIB from each; the ways take turns, the
-median of the rounds counts. User and system time of all threads.
+Shared memory is what `parallel/collectives.py` uses on a CPU, messages what it uses where a slot is too small; gloo's
+own collectives are for comparison. Every rank gathers KIB from each, or adds up KIB from each; the ways take turns, and
+the median of the rounds counts. User and system time of all threads.
 """
 
 import argparse

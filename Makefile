@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+MAKEFLAGS += --no-builtin-rules
 
 .PHONY: demo test lint clean setup
 
@@ -19,7 +20,7 @@ clean:                  ## what the build and the runs made; downloads go too
 
 setup: $(INSTALLED)     ## only the set-up
 
-$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard data_tools/csrc/* data_tools/csrc/*/*)
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard data_tools/csrc/*.* data_tools/csrc/*/*.*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	@command -v g++ >/dev/null || { echo "g++ is needed for the C++ extension; install it (Debian: g++)"; exit 1; }
 	@test -d .venv || $(PYTHON) -m venv .venv

@@ -1,9 +1,9 @@
-"""RMSNorm, rotary and SwiGLU made by torch's compiler (inductor, C++) when they first run, for a CPU.
+"""RMSNorm, rotary, SwiGLU and attention of short sequences made by torch's compiler (inductor, C++), for a CPU.
 
 Each reads its input once and writes its output once, where the plain twin makes a pass an operation; what that is worth
-in a step stands in docs/speed.md. A function is compiled for each shape that it meets, which takes seconds of one core,
-once a machine: inductor keeps what it has made on disk, and the ranks of a run share it. Without dynamo, whose guards
-cost more a call than a small kernel.
+in a step stands in docs/speed.md. A function is compiled for each shape that it meets, when it meets it, which takes
+seconds of one core, once a machine: inductor keeps what it has made on disk, and the ranks of a run share it. Without
+dynamo, whose guards cost more a call than a small kernel.
 The formulas are `reference.py`'s, so results differ by the rounding of another order of sums.
 """
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ziya_kernels import reference
+from ziya_kernels import attention_short, reference
 
 SHAPES = 16
 """A function that meets more shapes than this (text of growing length, say) leaves the others to the plain twin."""
@@ -156,6 +156,7 @@ class Codes:
         self.norm, self.norm_backward = Compiled(_norm), Compiled(_norm_backward)
         self.rotate = Compiled(_rotate)
         self.swiglu_forward, self.swiglu_backward = Compiled(_swiglu), Compiled(_swiglu_backward)
+        self.attend, self.attend_backward = Compiled(attention_short.forward), Compiled(attention_short.backward)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `reference.rms_norm`."""
@@ -168,6 +169,14 @@ class Codes:
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """See `reference.swiglu`."""
         return _SwiGLU.apply(gate_up, self)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
+        """See `reference.attention`."""
+
+        def products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attention_short.attention(q, k, v, self.attend, self.attend_backward)
+
+        return reference.attention(q, k, v, starts, products)
 
     def cost(self) -> str:
         """What compiling took so far, in words."""

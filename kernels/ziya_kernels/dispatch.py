@@ -79,6 +79,7 @@ def _compiled(device: torch.device) -> Kernels:
         name="compiled",
         rms_norm=codes.rms_norm,
         rotary=codes.rotary,
+        attention=codes.attention,
         swiglu=codes.swiglu,
         cost=codes.cost,
     )

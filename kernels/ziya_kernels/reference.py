@@ -6,7 +6,7 @@ tensors that a formula does not need. Letters as in the package's docstring.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -166,18 +166,25 @@ def _documents(q: Tensor, k: Tensor, v: Tensor, bounds: list[int]) -> Tensor:
     return torch.cat(out).unsqueeze(0)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: Tensor | None = None,
+    products: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
     """Causal attention, q [B, S, N, D], k and v [B, S, K, D], starts [B, S] or None -> [B, S, N, D].
 
     N is a multiple of K; scale 1/sqrt(D). starts[b, t] is the index of the first token of t's document; None means
     that each row is one document. No [S, S] mask is ever built: each document is a causal attention of its own,
-    faster than a masked row of 512 tokens from documents of 8 tokens on.
+    faster than a masked row of 512 tokens from documents of 8 tokens on. `products` takes the place of
+    `attention_short.attention`.
     """
     bounds = [] if starts is None else document_bounds(starts)
     whole = all(len(row) == 2 for row in bounds)
     dtype, on_cpu = q.dtype, q.device.type == "cpu"
     if on_cpu and whole and PRODUCTS <= q.shape[1] < SHORT:
-        return attention_short.attention(q, k, v)
+        return (products or attention_short.attention)(q, k, v)
     if on_cpu and (q.shape[1] < SHORT or not whole):
         q, k, v = (x.to(_wide(dtype)) for x in (q, k, v))
     if whole:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from megatron_ziya.model.linear import Parameter, add_weight_gradient, announce
+from megatron_ziya.model.linear import Parameter, add_weight_gradient, announce, product
 
 CHUNK = 1024  # tokens; 1,024 x 39,424 FP32 logits are 160 MB
 
@@ -37,7 +37,7 @@ class Head(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """`[T, H]` -> `[T, V]`."""
-        return self.gather(x) @ self.weight.t()
+        return product(self.gather(x), self.weight)
 
     # One process holds the whole vocabulary: nothing to gather, nothing to combine.
 
@@ -54,13 +54,15 @@ class Head(nn.Module):
         return targets, None
 
     def exponentials(self, scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn `scores [T, V]` into exp(score - largest), in place.
+        """Turn `scores [T, V]` into exp(score - shift), in place.
 
-        Returns the largest score, the sum of the exponentials and the score of the target, each `[T]`, over the
-        whole vocabulary.
+        Returns the shift, the sum of the exponentials and the score of the target, each `[T]`, over the whole
+        vocabulary.
         """
         largest = scores.amax(dim=-1)
-        return largest, scores.sub_(largest[:, None]).exp_().sum(dim=-1), chosen
+        torch.softmax(scores, dim=-1, out=scores)  # one pass, where subtracting, exp and the sum are three
+        shift = largest - scores.amax(dim=-1).log_()  # the largest probability is 1 / sum of exp(score - largest)
+        return shift, torch.ones_like(shift), chosen
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -72,13 +74,13 @@ class _HeadLoss(torch.autograd.Function):
         losses, d_hidden, d_weight = [], torch.empty_like(hidden) if wanted else None, None
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = hidden[part] @ weight.t()  # [chunk, V]
+            logits = product(hidden[part], weight)  # [chunk, V]
             scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
             rows, here = head.local_targets(targets[part])
             chosen = scores.gather(1, rows[:, None])[:, 0]
             chosen = chosen if here is None else torch.where(here, chosen, 0.0)
-            largest, total, target = head.exponentials(scores, chosen)  # from here on scores holds exponentials
-            losses.append(torch.where(mask[part], total.log() + largest - target, 0.0))
+            shift, total, target = head.exponentials(scores, chosen)  # from here on scores holds exponentials
+            losses.append(torch.where(mask[part], total.log() + shift - target, 0.0))
             if d_hidden is None:
                 continue
             # d loss / d score = softmax - one_hot, written over the exponentials
@@ -86,7 +88,7 @@ class _HeadLoss(torch.autograd.Function):
             scores.mul_((seed / total)[:, None])
             scores.scatter_add_(1, rows[:, None], -(seed if here is None else seed * here)[:, None])
             d_logits = scores.to(hidden.dtype)
-            d_hidden[part] = d_logits @ weight
+            d_hidden[part] = product(d_logits, weight.t())
             if getattr(weight, "apart", False):  # `main_grad` may still be the previous micro-batch's
                 d_part: Tensor | None = (d_logits.t() @ hidden[part]).to(scores.dtype)
             else:

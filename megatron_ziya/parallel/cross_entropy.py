@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_ziya.model.head import Head
-from megatron_ziya.model.linear import Parameter, add_weight_gradient
+from megatron_ziya.model.linear import Parameter, add_weight_gradient, product
 from megatron_ziya.parallel.collectives import (
     Pending,
     all_reduce,
@@ -72,7 +72,7 @@ class SpreadHead(nn.Module):
     def forward(self, x: Tensor, targets: Tensor, mask: Tensor, scale: float) -> "Scores":
         """`x` is `[t, H]` with sequence parallel, else `[T, H]`; the rest as for `Head`."""
         hidden = start_gather(x, self.tensor).wait() if self.sequence else x
-        logits = hidden @ self.weight.t()
+        logits = product(hidden, self.weight)
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         here = (targets >= self.first) & (targets < self.first + self.existing)
         rows = torch.where(here, targets - self.first, 0)
@@ -99,7 +99,7 @@ class SpreadHead(nn.Module):
         d_scores.scatter_add_(1, scores.rows[:, None], -(scores.seed * scores.here)[:, None])
         d_logits = d_scores.to(scores.hidden.dtype)
         start = start_reduce_scatter if self.sequence else start_all_reduce
-        d_hidden = start(d_logits @ self.weight, self.tensor)
+        d_hidden = start(product(d_logits, self.weight.t()), self.tensor)
         add_weight_gradient(self.weight, d_logits, scores.hidden)
         return d_hidden.wait(), losses
 

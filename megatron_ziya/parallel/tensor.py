@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ziya.model.linear import Linear, Parameter, add_weight_gradient, embed
+from megatron_ziya.model.linear import Linear, Parameter, add_weight_gradient, embed, product
 from megatron_ziya.model.llama import Embedding
 from megatron_ziya.parallel.collectives import Pending, combine, start_all_reduce, start_gather, start_reduce_scatter
 from megatron_ziya.parallel.mesh import Axis
@@ -23,13 +23,13 @@ class _Column(torch.autograd.Function):
         whole = start_gather(x, axis).wait() if sequence else x
         # only the share [t, I] is kept; it is gathered again beside the product below (arXiv 2205.05198, 4.2.2)
         ctx.save_for_backward(x, weight)
-        return whole @ weight.t()
+        return product(whole, weight)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         inputs = start_gather(x, ctx.axis) if ctx.sequence else Pending(x)
-        partial = dy @ weight
+        partial = product(dy, weight.t())
         start = start_reduce_scatter if ctx.sequence else start_all_reduce
         dx = start(partial, ctx.axis)
         d_weight = add_weight_gradient(weight, dy, inputs.wait())

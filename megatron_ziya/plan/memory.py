@@ -174,8 +174,7 @@ class Sizes:
         if not self.cpu:
             return narrow + sums
         if not self.documents and reference.PRODUCTS <= self.sequence < reference.SHORT:
-            blocks = attention_short._blocks(self.sequence)
-            return narrow + self.rows * heads * self.wide * sum((q.stop - q.start) * k.stop for q, k in blocks)
+            return narrow + self.rows * heads * self.wide * attention_short.kept(self.sequence)
         if self.documents or self.sequence < reference.SHORT:
             copies = qkv if self.narrow else 0
             again = out if self.narrow or self.documents else 0

@@ -42,6 +42,11 @@ def swiglu(kernels: object) -> tuple[Callable[..., Tensor], list[Tensor]]:
     return kernels.swiglu, [3 * torch.randn(10, 80)]  # type: ignore[attr-defined]
 
 
+def attention(kernels: object) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    inputs = [torch.randn(1, 130, heads, 16) for heads in (4, 2, 2)]  # groups; more than one block, the last short
+    return kernels.attention, inputs  # type: ignore[attr-defined]
+
+
 def errors(function: Callable[..., Tensor], inputs: list[Tensor], truth: list[Tensor]) -> list[float]:
     """Of the result and of each input's gradient, as the norm of the error."""
     found = run(function, inputs)
@@ -58,7 +63,7 @@ def run(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("operator", [rms_norm, rotary, swiglu])
+@pytest.mark.parametrize("operator", [rms_norm, rotary, swiglu, attention])
 def test_error_is_at_most_twice_that_of_the_plain_twin(operator, dtype):
     """FlashAttention's rule; sums of another order leave no more than that."""
     torch.manual_seed(0)
@@ -86,7 +91,7 @@ def test_what_compiling_took_is_told():
     assert kernels.cost() == "compiled 0 kernels in 0.0 s"
     kernels.swiglu(torch.ones(10, 80))
     assert kernels.cost().startswith("compiled 1 kernels in")
-    assert "swiglu=compiled" in kernels.describe() and "attention=reference" in kernels.describe()
+    assert "attention=compiled" in kernels.describe() and "softmax=reference" in kernels.describe()
     assert select("torch", CPU).cost() == ""
 
 

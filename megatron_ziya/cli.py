@@ -30,6 +30,13 @@ COMMANDS = [
     Command("index prepare", "ziya_data.indexed.commands:prepare", "check a recipe's data and build its indexes"),
     Command("index trace", "ziya_data.indexed.commands:trace", "which documents were in step N of a run"),
     Command("convert from-hf", "megatron_ziya.checkpoint.commands:from_hf", "Hugging Face folder -> checkpoint"),
+    Command(
+        "convert from-meta", "megatron_ziya.checkpoint.commands:from_meta", "Meta's consolidated.*.pth -> checkpoint"
+    ),
+    Command(
+        "convert from-megatron", "megatron_ziya.checkpoint.commands:from_megatron", "legacy Megatron-LM -> checkpoint"
+    ),
+    Command("convert reshard", "megatron_ziya.checkpoint.commands:reshard", "a checkpoint in another number of files"),
     Command("convert grow-vocabulary", "megatron_ziya.checkpoint.commands:grow_vocabulary", "rows for new tokens"),
     Command("convert info", "megatron_ziya.checkpoint.commands:info", "what a checkpoint or model folder holds"),
     Command("convert verify", "megatron_ziya.checkpoint.commands:verify", "checksums and completeness of a checkpoint"),

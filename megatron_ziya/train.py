@@ -93,6 +93,8 @@ def train(recipe: Recipe, mesh: Mesh, architecture: Architecture, stop: process.
         if trainer.pipeline.trace is not None:
             trainer.pipeline.trace.write(directory)
         check_health(trainer, result, log)
+        if result["written"]:
+            trainer.saver.publish()
         if trainer.step == first and trainer.kernels.cost():
             log.info(f"{trainer.kernels.cost()}, in the first step")
         tokens = recipe.data.rows(trainer.step - 1) * recipe.data.sequence_length
@@ -120,6 +122,7 @@ def train(recipe: Recipe, mesh: Mesh, architecture: Architecture, stop: process.
             log.info(f"stopped after step {trainer.step} of {recipe.run.steps}; the same command goes on from there")
             break
     trainer.data.arrive()
+    trainer.saver.wait()
     writer.close()
     if mesh.rank == 0 and recipe.log.report:
         report.write_run(directory)
@@ -179,10 +182,21 @@ def save(trainer: Trainer, directory: Path, mix: Mix, log: Any) -> None:
     toml = config.to_toml(recipe)
     segments = training.owned_segments(trainer.optimizer.states, trainer.pieces())
     origin = checkpoint.Origin(trainer.run_id, trainer.step)
+
+    def saved(path: Path) -> None:
+        checkpoint.prune(folder, recipe.checkpoint.keep, path, recipe.checkpoint.keep_every)
+        total = checkpoint.Reader(path, check=False).weights_sum
+        log.info(f"saved {path} in {time.monotonic() - begin:.1f} s, sum of the weights {total}")
+
+    if recipe.checkpoint.asynchronous:
+        trainer.saver.start(origin, trainer.architecture, segments, toml, extra, travels, saved)
+        log.info(
+            f"step {trainer.step}: training waited {time.monotonic() - begin:.2f} s for the copy that is being saved"
+        )
+        return
     path = checkpoint.save(folder, origin, trainer.architecture, segments, trainer.mesh.rank, toml, extra, travels)
     if trainer.mesh.rank == 0:
-        checkpoint.prune(folder, recipe.checkpoint.keep, path, recipe.checkpoint.keep_every)
-        log.info(f"saved {path} in {time.monotonic() - begin:.1f} s")
+        saved(path)
 
 
 def newest_whole(recipe: Recipe) -> checkpoint.Reader | None:
@@ -233,7 +247,10 @@ def resume(trainer: Trainer, directory: Path, log: Any) -> checkpoint.Reader | N
             parallelize.fill_pieces(chunk, trainer.mesh, training.weights_of(reader))
         training.restore(reader, trainer.optimizer.states, trainer.pieces())
 
-    reader, refused = training.load_newest(found, trainer.architecture, load)
+    def check(reader: checkpoint.Reader) -> str:
+        return training.check_weights(reader, trainer.data.buckets, trainer.pieces(), trainer.mesh)
+
+    reader, refused = training.load_newest(found, trainer.architecture, load, check)
     if refused and trainer.mesh.rank == 0:
         log.warning(f"{'; '.join(refused)}: going on from {reader.path} instead")
         checkpoint.move_latest(reader.path)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import ziya_kernels
 from megatron_ziya import optimizer, process
 from megatron_ziya.checkpoint import distributed as checkpoint
 from megatron_ziya.checkpoint import training
+from megatron_ziya.checkpoint.background import Saver
 from megatron_ziya.config import Architecture, Recipe
 from megatron_ziya.model import parallelize
 from megatron_ziya.model.llama import Llama, MicroBatch
@@ -39,6 +41,7 @@ class Trainer:
     plans: dict[int, tuple[Schedule, int]]
     """For each number of micro-batches (one, without batch ramp-up) the schedule and the receives it needs posted."""
     loss_scale: LossScale
+    saver: Saver
     step: int = 0
     skipped: int = 0
     """Steps of the whole run whose update was skipped."""
@@ -85,7 +88,8 @@ def setup(recipe: Recipe, mesh: Mesh, architecture: Architecture) -> Trainer:
     pipeline = Pipeline(chunks, mesh, *plans[micro_batches], shape, dtype)
     adamw = optimizer.AdamW(data, recipe.optimizer, mesh, kernels)
     scale = LossScale.of(recipe.precision)
-    return Trainer(recipe, architecture, mesh, chunks, data, adamw, pipeline, kernels, plans, scale)
+    saver = Saver(Path(recipe.run.directory) / "checkpoints", mesh.rank)
+    return Trainer(recipe, architecture, mesh, chunks, data, adamw, pipeline, kernels, plans, scale, saver)
 
 
 def weights_by_kind(chunks: Sequence[Llama], mesh: Mesh, sequence: bool) -> Iterator[tuple[Any, Kind, int]]:
@@ -113,7 +117,8 @@ def weights_by_kind(chunks: Sequence[Llama], mesh: Mesh, sequence: bool) -> Iter
 
 
 def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], counted: int) -> dict[str, Any]:
-    """Forward, backward, reduce, clip, update. Returns loss, gradient norm, learning rate and counted tokens.
+    """Forward, backward, reduce, clip, update. Returns loss, gradient norm, learning rate and counted tokens, whether
+    to stop, and whether a checkpoint that was begun is written.
 
     A step whose loss or gradient is not finite changes no weight, and counts in `trainer.skipped`.
     """
@@ -125,7 +130,7 @@ def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], counted: i
     with StaleGuard(trainer.data) if recipe.run.debug else nullcontext():
         losses = trainer.pipeline.run(micro_batches)
     trainer.data.finish_step()
-    loss, tokens, stop = total_loss(losses, counted, mesh, trainer.stop.asked)
+    loss, tokens, stop, written = total_loss(losses, counted, mesh, trainer.stop.asked, trainer.saver.written())
     rate = optimizer.learning_rate(trainer.step, recipe.run.steps, recipe.optimizer)
     # each token's gradient was seeded with 1 / all tokens; only now is it known how many count
     scale = recipe.data.rows(trainer.step) * recipe.data.sequence_length / max(tokens, 1) / loss_scale.value
@@ -137,21 +142,23 @@ def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], counted: i
         trainer.skipped += 1
     if not mends:  # FP16 finds its scale by overflowing
         trainer.failures = 0 if finite else trainer.failures + 1
-    return {"loss": loss, "grad_norm": norm, "learning_rate": rate, "counted": tokens, "stop": stop}
+    flags = {"stop": stop, "written": written}
+    return {"loss": loss, "grad_norm": norm, "learning_rate": rate, "counted": tokens} | flags
 
 
-def total_loss(losses: Sequence[torch.Tensor], counted: int, mesh: Mesh, stop: bool = False) -> tuple[float, int, bool]:
-    """Mean loss of the tokens that count, over all ranks, their number, and whether any rank was asked to stop.
-
-    Every rank gets all three.
+def total_loss(
+    losses: Sequence[torch.Tensor], counted: int, mesh: Mesh, stop: bool = False, written: bool = True
+) -> tuple[float, int, bool, bool]:
+    """Mean loss of the tokens that count, over all ranks, their number, whether any rank was asked to stop, and whether
+    all have written their part of a checkpoint. Every rank gets all four.
     """
     here = bool(losses) and mesh.tensor.index == 0  # of the stage with the last slice, which need not be the last one
-    local = torch.zeros(3, dtype=torch.float64, device=mesh.device)
-    local[2] = stop
+    local = torch.zeros(4, dtype=torch.float64, device=mesh.device)
+    local[2], local[3] = stop, not written
     if here:
         local[0] = torch.cat(list(losses)).sum(dtype=torch.float64)
         local[1] = counted
     if mesh.size > 1:
         dist.all_reduce(local)
-    total, count, stops = local.tolist()
-    return total / max(count, 1.0), int(count), stops > 0
+    total, count, stops, writing = local.tolist()
+    return total / max(count, 1.0), int(count), stops > 0, writing == 0

@@ -246,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--only {' '.join(options.only)} fits no system; there are: {'; '.join(SYSTEMS)}")
     size = Size(32, 2, 2, 64, 128, 16, 8) if options.small else Size()
     before = os.getloadavg()[0]
+    start = peer_start.first_step() if options.start else {}
+    python = overhead(options.rounds) if options.overhead else {}
     costs = measure(names, size, options.rounds, options.steps)
     result = {
         "date": datetime.date.today().isoformat(),
@@ -256,8 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "steps": options.steps,
         "size": vars(size),
         "table": summarise(costs),
-        "overhead_microseconds": overhead(options.rounds) if options.overhead else {},
-        "start": peer_start.first_step() if options.start else {},
+        "overhead_microseconds": python,
+        "start": start,
     }
     print(markdown(result), end="")
     if options.json:

@@ -196,6 +196,22 @@ uint32_t crc32_of(const py::buffer& data, uint32_t crc, int kind) {
     return crc32(held.ptr, held.size * held.itemsize, crc, able);
 }
 
+// Elements of `bytes` bytes each, from element `first` of a box on; see checksum.h.
+uint64_t place_sum_of(const py::buffer& data, int bytes, int64_t first, int64_t width, int64_t stride, int64_t offset,
+                      uint64_t salt) {
+    const py::buffer_info held = data.request();
+    const int64_t size = held.size * held.itemsize / bytes;
+    py::gil_scoped_release release;
+    const auto sum = [&](auto* bits) { return place_sum(bits, size, first, width, stride, offset, salt); };
+    switch (bytes) {
+        case 1: return sum(static_cast<const uint8_t*>(held.ptr));
+        case 2: return sum(static_cast<const uint16_t*>(held.ptr));
+        case 4: return sum(static_cast<const uint32_t*>(held.ptr));
+        case 8: return sum(static_cast<const uint64_t*>(held.ptr));
+        default: throw std::invalid_argument("elements must be of 1, 2, 4 or 8 bytes");
+    }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_indexed, m) {
@@ -208,6 +224,8 @@ PYBIND11_MODULE(_indexed, m) {
         return without_gil([&] { return check(file); });
     });
     m.def("crc32", &crc32_of, py::arg("data"), py::arg("crc") = 0, py::arg("kind") = static_cast<int>(Cpu::wide));
+    m.def("place_sum", &place_sum_of, py::arg("data"), py::arg("bytes"), py::arg("first"), py::arg("width"),
+          py::arg("stride"), py::arg("offset"), py::arg("salt"));
     m.def("document_hashes", &document_hashes);
     m.def("permute", &permute);
     m.def("permute_one", [](uint64_t key, uint64_t epoch, uint64_t purpose, uint64_t n, uint64_t i) {

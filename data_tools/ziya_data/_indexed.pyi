@@ -17,6 +17,12 @@ def check(file: FileTuple) -> str:
 def crc32(data: Buffer, crc: int = 0, kind: int = 2) -> int:
     """zlib.crc32, faster. kind: 0 plain code, 1 with carry-less products, 2 with those on 512 bits, where there are."""
 
+def place_sum(data: Buffer, bytes: int, first: int, width: int, stride: int, offset: int, salt: int) -> int:
+    """Sum mod 2^64, over elements of `bytes` bytes, of their bits times `scramble(salt + place * 2^64/phi) | 1`.
+
+    Element e of the box, the first being `first`, has the place `e // width * stride + offset + e % width`.
+    """
+
 def document_hashes(tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
     """[documents]: a hash of the ids of each; `tokens` [sum of lengths] are all of them in a row."""
 

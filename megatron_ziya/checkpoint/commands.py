@@ -1,4 +1,4 @@
-"""`ziya convert from-hf | to-hf | grow-vocabulary | info | verify`."""
+"""`ziya convert from-hf | from-meta | from-megatron | to-hf | reshard | grow-vocabulary | info | verify`."""
 
 import argparse
 import json
@@ -31,6 +31,53 @@ def from_hf(argv: Sequence[str]) -> int:
     return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
 
 
+def from_meta(argv: Sequence[str]) -> int:
+    """Writes a LLaMA folder of Meta's own release as a checkpoint, and proves it."""
+    parser = _parser(
+        "from-meta", "Write params.json and consolidated.*.pth, Meta's release, as a checkpoint.", "llama-2-7b base"
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="META_DIR", help="with params.json, consolidated.*.pth; tokenizer.model"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint folder to write")
+    parser.add_argument(
+        "--max-positions",
+        type=int,
+        default=0,
+        help="params.json has none; default 4096, 2048 where eps is 1e-6 (LLaMA 1)",
+    )
+    parser.add_argument("--skip-verify", action="store_true", help="no proof afterwards; the record says so")
+    options = parser.parse_args(list(argv))
+
+    from megatron_ziya.checkpoint import convert
+
+    proof = convert.from_meta(options.source, options.out, not options.skip_verify, options.max_positions)
+    return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
+
+
+def from_megatron(argv: Sequence[str]) -> int:
+    """Writes a legacy Megatron-LM checkpoint of a LLaMA as a checkpoint of ours, and proves it."""
+    parser = _parser(
+        "from-megatron",
+        "Write a legacy Megatron-LM checkpoint of a LLaMA as a checkpoint of ours.",
+        "megatron-run base",
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="DIR", help="with latest_checkpointed_iteration.txt, or an iteration"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint folder to write")
+    parser.add_argument(
+        "--vocabulary-size", type=int, default=0, help="the tokenizer's, to cut the padding off; default: keep all rows"
+    )
+    parser.add_argument("--skip-verify", action="store_true", help="no proof afterwards; the record says so")
+    options = parser.parse_args(list(argv))
+
+    from megatron_ziya.checkpoint import convert
+
+    proof = convert.from_megatron(options.source, options.out, not options.skip_verify, options.vocabulary_size)
+    return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
+
+
 def to_hf(argv: Sequence[str]) -> int:
     """Writes a checkpoint as a Hugging Face folder, and proves it."""
     parser = _parser(
@@ -40,6 +87,10 @@ def to_hf(argv: Sequence[str]) -> int:
     parser.add_argument("out", type=Path, metavar="OUT", help="the model folder to write")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; default: the one the checkpoint carries")
     parser.add_argument("--dtype", help="float32, bfloat16, …; default: as stored")
+    parser.add_argument(
+        "--evaluation", type=Path, nargs="+", default=[], metavar="JSON",
+        help="from `ziya evaluate perplexity --out`; the model card (README.md) gets a table of them",
+    )  # fmt: skip
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest file, in 10^9 bytes (default 5)")
     parser.add_argument("--skip-verify", action="store_true", help="no proof afterwards; the record says so")
     options = parser.parse_args(list(argv))
@@ -54,7 +105,34 @@ def to_hf(argv: Sequence[str]) -> int:
         options.tokenizer,
         not options.skip_verify,
         int(options.shard_gb * 1e9),
+        options.evaluation,
     )
+    return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
+
+
+def reshard(argv: Sequence[str]) -> int:
+    """Writes a checkpoint again in another number of files, and proves it."""
+    parser = _parser(
+        "reshard",
+        "Write a checkpoint again in another number of files, moments and all. (Any layout loads any checkpoint as it\n"
+        "is: this is for the disk.)",
+        "runs/demo/stage1 archived --files 1",
+    )
+    parser.add_argument("source", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory: its newest")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint folder to write")
+    parser.add_argument("--files", type=int, default=1, help="how many, of about one size (default 1)")
+    parser.add_argument("--weights-only", action="store_true", help="leave masters and moments out")
+    parser.add_argument(
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read it again and compare every tensor's SHA-256 (the default)",
+    )
+    options = parser.parse_args(list(argv))
+
+    from megatron_ziya.checkpoint import convert
+
+    proof = convert.reshard(options.source, options.out, options.files, options.weights_only, options.verify)
     return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
 
 
@@ -110,6 +188,7 @@ def info(argv: Sequence[str]) -> int:
         manifest, files = weights.manifest, [weights.path / name for name in weights.manifest["files"]]
         rows.append(("checkpoint", f"format {manifest['format']}, step {weights.step}"))
         rows.append(("state", ", ".join(sorted(weights.kinds()))))
+        rows.append(("sum of the weights", weights.weights_sum or "not recorded"))
         record = manifest
     else:
         files = sorted(set(weights.file_of.values()))
@@ -155,4 +234,9 @@ def verify(argv: Sequence[str]) -> int:
         if strange:
             raise ValueError(f"{reader.path}: {kind} {strange[0]} holds values that are not finite")
         print(f"{kind}: {len(reader.shapes)} tensors are whole and finite")
+    if reader.weights_sum:
+        found = reader.sum_weights()
+        if found != reader.weights_sum:
+            raise ValueError(f"{reader.path}: the weights sum to {found}, the run saved {reader.weights_sum}")
+        print(f"sum of the weights: {found}, as it was when they were saved")
     return 0

@@ -6,7 +6,7 @@ A conversion writes `OUT.tmp`; what passes the proof is renamed to OUT, what doe
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_ziya.checkpoint import distributed
+from megatron_ziya.checkpoint.card import model_card
 from megatron_ziya.checkpoint.distributed import fresh_folder, refuse_replacing, write_weights
-from megatron_ziya.checkpoint.format import MANIFEST, write_manifest
+from megatron_ziya.checkpoint.format import MANIFEST, Origin, close_file, new_file, write_manifest
 from megatron_ziya.checkpoint.huggingface import (
     CARRIED,
     TOKENIZER_FILES,
@@ -29,6 +31,8 @@ from megatron_ziya.checkpoint.huggingface import (
     read_json,
 )
 from megatron_ziya.checkpoint.load import stored_dtype
+from megatron_ziya.checkpoint.megatron import MegatronFolder
+from megatron_ziya.checkpoint.meta import MetaFolder
 from megatron_ziya.checkpoint.proof import Proof, prove
 from megatron_ziya.checkpoint.reader import Reader, check_tokenizer, resolve
 from megatron_ziya.checkpoint.streaming import SHARD_BYTES, Form, digest, require_space, write_model
@@ -43,7 +47,24 @@ def from_hf(source: Path, out: Path, verify: bool = True) -> Proof | None:
 
     Returns the proof, None without one. Raises ValueError or FileNotFoundError for a folder that is not a whole LLaMA.
     """
-    folder = HuggingFaceFolder(source)
+    return _from_folder(HuggingFaceFolder(source), out, verify)
+
+
+def from_meta(source: Path, out: Path, verify: bool = True, max_positions: int = 0) -> Proof | None:
+    """`from_hf` for a folder of Meta's own release (meta.py). transformers does not read it: no logits are compared.
+
+    Raises ValueError or FileNotFoundError for a folder that is not a whole LLaMA.
+    """
+    return _from_folder(MetaFolder(source, max_positions), out, verify)
+
+
+def from_megatron(source: Path, out: Path, verify: bool = True, vocabulary_size: int = 0) -> Proof | None:
+    """`from_hf` for a legacy Megatron-LM checkpoint (megatron.py). Raises ValueError or FileNotFoundError."""
+    return _from_folder(MegatronFolder(source, vocabulary_size), out, verify)
+
+
+def _from_folder(folder: HuggingFaceFolder | MetaFolder | MegatronFolder, out: Path, verify: bool) -> Proof | None:
+    source = folder.path
     check_target(out, source)
     out.parent.mkdir(parents=True, exist_ok=True)
     require_space(out.parent, sum(file.stat().st_size for file in set(folder.file_of.values())))
@@ -61,7 +82,8 @@ def from_hf(source: Path, out: Path, verify: bool = True) -> Proof | None:
         carried = Path(private) / "huggingface"  # the temporary folder itself is closed to others, and so a copy of it
         copy_files(source, carried)
         write_weights(temporary, folder.architecture, weights(), carried, {"converted_from": str(source)})
-    proof = prove(expected, folder.architecture, Reader(temporary), source) if verify else None
+    judge = source if isinstance(folder, HuggingFaceFolder) else None
+    proof = prove(expected, folder.architecture, Reader(temporary), judge) if verify else None
     settle(temporary, out, MANIFEST, proof)
     return proof
 
@@ -73,12 +95,14 @@ def to_hf(
     tokenizer: Path | None = None,
     verify: bool = True,
     shard_bytes: int = SHARD_BYTES,
+    evaluations: Sequence[Path] = (),
 ) -> Proof | None:
     """Write a checkpoint, or the newest one of a run directory, as a Hugging Face folder.
 
     The weights keep their type unless `dtype` says otherwise; a wider one takes the FP32 masters where there are any.
     `tokenizer` is a folder that replaces the tokenizer files the checkpoint carries; its tokenizer.model must be the
-    checkpoint's own where that is known. Returns the proof, None without. Raises ValueError or FileNotFoundError.
+    checkpoint's own where that is known. A model card is written too, with the scores in `evaluations` (card.py).
+    Returns the proof, None without. Raises ValueError or FileNotFoundError.
     """
     reader = Reader(resolve(source))
     check_target(out, reader.path)
@@ -95,9 +119,11 @@ def to_hf(
     elif not any((carried / name).is_file() for name in TOKENIZER_FILES):
         print("no tokenizer is written: the checkpoint carries none; give --tokenizer FOLDER to add one")
     token_ids = token_ids_of(tokenizer) if tokenizer else {}
+    readme = model_card(reader, out.name, evaluations)
     temporary = fresh_folder(out)
     written = write_model(temporary, forms, lambda name: reader.read(logical[name], kind), shard_bytes)
     write_small_files(temporary, carried, tokenizer, token_ids)
+    (temporary / "README.md").write_text(readme, encoding="utf-8")
     old = read_json(carried / "config.json") if (carried / "config.json").is_file() else None
     write_json(temporary / "config.json", config_of(a, dtype or stored, old, token_ids))
     record = {
@@ -110,6 +136,60 @@ def to_hf(
     expected = {ours: written.digests[name] for ours, name in theirs.items()}
     proof = prove(expected, a, HuggingFaceFolder(temporary), temporary) if verify else None
     settle(temporary, out, RECORD, proof)
+    return proof
+
+
+def reshard(source: Path, out: Path, files: int = 1, weights_only: bool = False, verify: bool = True) -> Proof | None:
+    """Write a checkpoint again in `files` files of about one size, every logical tensor whole; no value changes.
+
+    Any layout reads any checkpoint, so this is for the disk: fewer files than there were ranks, or a share for each
+    reader; with `weights_only` no masters and moments. Returns the proof, None without. Raises ValueError or
+    FileNotFoundError.
+    """
+    reader = Reader(resolve(source))
+    check_target(out, reader.path)
+    kinds = ["weight"] if weights_only else sorted(reader.kinds(), reverse=True)
+    if not 1 <= files <= len(kinds) * len(reader.shapes):
+        raise ValueError(f"--files {files} must be from 1 to {len(kinds) * len(reader.shapes)}, the tensors there are")
+    whole = {
+        (kind, name): distributed.whole(kind, name, shape) for kind in kinds for name, shape in reader.shapes.items()
+    }
+    sizes = {
+        place: segment.last * stored_dtype(reader, place[1], place[0]).itemsize for place, segment in whole.items()
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    require_space(out.parent, sum(sizes.values()))
+    path, origin = out.with_name(out.name + ".tmp"), Origin(reader.run, reader.step)
+    temporary = fresh_folder(path)
+    headers: dict[str, str] = {}
+    expected: dict[tuple[str, str], str] = {}
+    places = iter(sorted(sizes, key=lambda place: -stored_dtype(reader, place[1], place[0]).itemsize))  # all aligned
+    done, total = 0, sum(sizes.values())
+    for number in range(files):
+        file = temporary / f"rank_{number:05d}.safetensors"
+        written = new_file(file, (segment.key() for segment in whole.values()), origin)
+        while done * files < total * (number + 1):
+            kind, name = place = next(places)
+            tensor = reader.read(name, kind)
+            written.add(whole[place].key(), tensor.reshape(-1))
+            expected[place] = digest(tensor)
+            done += sizes[place]
+        headers[file.name] = close_file(file, written)
+    made = ("format", "run", "step", "architecture", "files", "others", "checksum")
+    extra = {key: value for key, value in reader.manifest.items() if key not in made}
+    if (reader.path / "recipe.toml").is_file():
+        shutil.copyfile(reader.path / "recipe.toml", temporary / "recipe.toml")
+    extra["resharded_from"] = str(reader.path)
+    distributed.finish(path, temporary, reader.architecture, origin, headers, extra, reader.path / "huggingface")
+    proof = None
+    if verify:
+        again = Reader(path)
+        again.check()
+        different = tuple(
+            f"{kind} {name}" for (kind, name), d in expected.items() if digest(again.read(name, kind)) != d
+        )
+        proof = Proof(len(expected), different, note="no value was changed")
+    settle(path, out, MANIFEST, proof)
     return proof
 
 

@@ -1,7 +1,8 @@
 """The checkpoint format and its writers: every rank writes its own part, and any layout reads it (reader.py).
 
     step_000100/
-      manifest.json             format version, run, step, architecture, files and their SHA-256, what the run adds
+      manifest.json             format version, run, step, architecture, files and their SHA-256, what the run adds,
+                                and `weights_sum`, one over the bits of all weights (`format.weights_sum`)
       rank_00000.safetensors    one file a writer
       recipe.toml               the resolved recipe of the run
       huggingface/              tokenizer and configuration files that travel with the model, if it came with some;
@@ -18,8 +19,10 @@ as `step_000100.tmp` and renamed when it is whole; then `latest` is moved (folde
 """
 
 import dataclasses
+import json
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +39,20 @@ from megatron_ziya.checkpoint.folder import (
     resolve,
     settle,
     steps,
+    unfinished,
 )
-from megatron_ziya.checkpoint.format import FORMAT, Origin, Segment, sha256, write_file, write_manifest
+from megatron_ziya.checkpoint.format import (
+    FORMAT,
+    Origin,
+    Segment,
+    close_file,
+    in_words,
+    new_file,
+    sha256,
+    weights_sum,
+    write_file,
+    write_manifest,
+)
 from megatron_ziya.checkpoint.huggingface import fingerprint
 from megatron_ziya.checkpoint.reader import Reader, check_tokenizer
 from megatron_ziya.config import Architecture
@@ -50,6 +65,8 @@ __all__ = ["Origin", "Reader", "Segment", "check_tokenizer", "fresh_folder", "la
 CONVERTED = Origin("conversion", 0)
 """What `write_weights` writes is of no run."""
 FILE_BYTES = 1 << 30  # `write_weights` starts a new file after this much
+PART = ".written"
+"""Beside a rank's file until the manifest is written: what that is to say of it."""
 
 
 def write_weights(
@@ -66,28 +83,34 @@ def write_weights(
     """
     path = Path(path)
     refuse_replacing(path)
-    wanted = shapes(architecture)
+    wanted = {name: whole("weight", name, shape).key() for name, shape in shapes(architecture).items()}
     temporary = fresh_folder(path)
     files: dict[str, str] = {}
-    batch: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        if batch:
-            file = temporary / f"rank_{len(files):05d}.safetensors"
-            files[file.name] = write_file(file, batch, CONVERTED)
-            batch.clear()
-
+    total, file, written = 0, temporary, None
     for name, tensor in weights:
-        shape = wanted.pop(name, None)
+        shape = shapes(architecture).get(name) if name in wanted else None
         if shape != tuple(tensor.shape):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the architecture asks for {shape}")
-        batch[Segment("weight", name, 0, 0, shape[0], 0, tensor.numel()).key()] = tensor.reshape(-1)
-        if sum(t.nbytes for t in batch.values()) > FILE_BYTES:
-            flush()
-    flush()
+        if written is not None and (written.size > FILE_BYTES or not written.takes(tensor)):
+            files[file.name], written = close_file(file, written), None
+        if written is None:
+            file = temporary / f"rank_{len(files):05d}.safetensors"
+            written = new_file(file, wanted.values(), CONVERTED)
+        segment = Segment.of_key(wanted.pop(name))
+        written.add(segment.key(), tensor.reshape(-1))
+        total += weights_sum(segment, tensor, shape)
+    if written is not None:
+        files[file.name] = close_file(file, written)
     if wanted:
         raise ValueError(f"{path}: {next(iter(wanted))} was not given")
-    finish(path, temporary, architecture, CONVERTED, files, extra or {}, huggingface)
+    finish(
+        path, temporary, architecture, CONVERTED, files, (extra or {}) | {"weights_sum": in_words(total)}, huggingface
+    )
+
+
+def whole(kind: str, name: str, shape: tuple[int, ...]) -> Segment:
+    """The segment that is a whole logical tensor."""
+    return Segment(kind, name, 0, 0, shape[0], 0, math.prod(shape))
 
 
 def save(
@@ -100,28 +123,63 @@ def save(
     extra: dict[str, Any],
     huggingface: Path | None,
 ) -> Path:
-    """Write `folder/step_N` from all ranks; each gives the segments that it owns. Returns the folder's path."""
+    """Write `folder/step_N` from all ranks; each gives the segments that it owns. Returns the folder's path.
+
+    The three parts of it are `begin`, `write_part` and `publish`; background.py does the last two in a thread.
+    """
+    path = begin(folder, origin, rank)
+    write_part(path, rank, dict(segments), architecture, origin)
+    barrier()
+    if rank == 0:
+        publish(path, architecture, origin, recipe, extra, huggingface)
+    barrier()
+    return path
+
+
+def begin(folder: Path, origin: Origin, rank: int) -> Path:
+    """Make room for a checkpoint, from all ranks. Returns what its path will be; until then it is `step_N.tmp`."""
     path = folder / f"step_{origin.step:06d}"
     if rank == 0:
         remove_debris(folder)
         fresh_folder(path)
-    _barrier()
-    temporary = path.with_name(path.name + ".tmp")
-    file = temporary / f"rank_{rank:05d}.safetensors"
-    tensors = {segment.key(): tensor for segment, tensor in segments}
-    digest = write_file(file, tensors, origin) if tensors else ""
-    file.with_suffix(".sha256").write_text(digest)
-    _barrier()
-    if rank == 0:
-        digests = sorted(temporary.glob("rank_*.sha256"))
-        files = {d.with_suffix(".safetensors").name: d.read_text() for d in digests if d.read_text()}
-        for digest_file in digests:
-            digest_file.unlink()
-        (temporary / "recipe.toml").write_text(recipe, encoding="utf-8")
-        finish(path, temporary, architecture, origin, files, extra, huggingface)
-        move_latest(path)
-    _barrier()
+    barrier()
     return path
+
+
+def write_part(
+    path: Path, rank: int, segments: Mapping[Segment, Tensor], architecture: Architecture, origin: Origin
+) -> None:
+    """Write this rank's file, durably; then what the manifest is to say of it, which tells that it is whole."""
+    file = unfinished(path) / f"rank_{rank:05d}.safetensors"
+    digest = (
+        write_file(file, {segment.key(): tensor for segment, tensor in segments.items()}, origin) if segments else ""
+    )
+    logical = shapes(architecture)
+    total = sum(weights_sum(s, tensor, logical[s.name]) for s, tensor in segments.items() if s.kind == "weight")
+    file.with_suffix(PART).write_text(json.dumps({"header": digest, "weights_sum": in_words(total)}))
+
+
+def publish(
+    path: Path,
+    architecture: Architecture,
+    origin: Origin,
+    recipe: str,
+    extra: dict[str, Any],
+    huggingface: Path | None,
+) -> None:
+    """Once all parts are written, from rank 0 alone: the manifest, the final name, `latest`."""
+    temporary = unfinished(path)
+    files: dict[str, str] = {}
+    total = 0
+    for part in sorted(temporary.glob(f"rank_*{PART}")):
+        said = json.loads(part.read_text())
+        total += int(said["weights_sum"], 16)
+        if said["header"]:
+            files[part.with_suffix(".safetensors").name] = said["header"]
+        part.unlink()
+    (temporary / "recipe.toml").write_text(recipe, encoding="utf-8")
+    finish(path, temporary, architecture, origin, files, extra | {"weights_sum": in_words(total)}, huggingface)
+    move_latest(path)
 
 
 def finish(
@@ -158,6 +216,6 @@ def refuse_replacing(path: Path) -> None:
         raise ValueError(f"{path} is a checkpoint with optimizer state and is not replaced; give another folder")
 
 
-def _barrier() -> None:
+def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()

@@ -55,16 +55,21 @@ def latest(folder: Path) -> str:
 
 def move_latest(path: Path) -> None:
     """Have `latest` name the checkpoint `path`, at once and durably."""
-    unfinished = path.parent / (LATEST + ".tmp")
-    unfinished.write_text(path.name + "\n", encoding="utf-8")
-    sync(unfinished)
-    unfinished.replace(path.parent / LATEST)
+    written = path.parent / (LATEST + ".tmp")
+    written.write_text(path.name + "\n", encoding="utf-8")
+    sync(written)
+    written.replace(path.parent / LATEST)
     sync(path.parent)
+
+
+def unfinished(path: Path) -> Path:
+    """Where `path` is written before it is whole."""
+    return path.with_name(path.name + ".tmp")
 
 
 def fresh_folder(path: Path) -> Path:
     """An empty `path.tmp`; what an earlier, interrupted write left there is removed."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = unfinished(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     return temporary

@@ -8,17 +8,18 @@ of each file's header, which holds the checksums, and of every other file whole;
 
 import hashlib
 import json
+import math
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_ziya.checkpoint.huggingface import dtype_of_code
-from megatron_ziya.checkpoint.streaming import memory
+from megatron_ziya.checkpoint.streaming import TensorFile, memory
 from ziya_data import _indexed
 
 FORMAT = 2
@@ -55,10 +56,29 @@ class Segment(NamedTuple):
         return cls(kind, name, *map(int, box.split(":")), *map(int, span.split(":")))
 
 
-def checksum(key: str, tensor: Tensor, origin: Origin) -> str:
+def checksum(key: str, view: memoryview, origin: Origin) -> str:
     """zlib's CRC-32 of a segment, 8 hex digits: of where it belongs, and of its bytes."""
     place = _indexed.crc32(f"{origin.run}:{origin.step}:{key}:".encode())
-    return f"{_indexed.crc32(memory(tensor), place):08x}"
+    return f"{_indexed.crc32(view, place):08x}"
+
+
+def weights_sum(segment: Segment, values: Tensor, shape: tuple[int, ...]) -> int:
+    """A hash of elements of a logical weight of `shape`, whatever part of it they are; parts are added, mod 2^64.
+
+    `_indexed.place_sum` over bits and places. So a layout's ranks each sum what they hold, and all layouts come to one
+    number; a changed bit, or elements in each other's places, make it another. It is of a type's bits: a cast changes
+    it.
+    """
+    whole = math.prod(shape[1:])
+    width = segment.size if segment.dim == 1 else 1 << 62  # whole rows lie in a row
+    offset = segment.start * (1 if segment.dim == 1 else whole)
+    salt = int.from_bytes(hashlib.sha256(segment.name.encode()).digest()[:8], "little")
+    return _indexed.place_sum(memory(values), values.element_size(), segment.first, width, whole, offset, salt)
+
+
+def in_words(total: int) -> str:
+    """16 hex digits of a `weights_sum`."""
+    return f"{total % 2**64:016x}"
 
 
 class File:
@@ -105,7 +125,7 @@ class File:
     def _check(self, key: str) -> None:
         if key not in self._unchecked:
             return
-        found = checksum(key, self._handle.get_tensor(key), self.origin)
+        found = checksum(key, memory(self._handle.get_tensor(key)), self.origin)
         if f"{self.origin.run}:{self.origin.step}:{found}" != self.marks.get(key):
             raise ValueError(f"{self.path}: {_words(key)} does not have its checksum; the file is damaged")
         self._unchecked.remove(key)
@@ -152,16 +172,24 @@ def read_header(path: Path) -> bytes:
         return length + stream.read(size)
 
 
-def write_file(file: Path, tensors: dict[str, Tensor], origin: Origin) -> str:
-    """Write one safetensors file, durably; returns the SHA-256 of its header."""
-    file.touch()
-    mode = file.stat().st_mode
-    held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    marks = {key: f"{origin.run}:{origin.step}:{checksum(key, tensor, origin)}" for key, tensor in held.items()}
-    save_file(held, file, {"format": "pt"} | marks)
-    file.chmod(mode)  # safetensors makes it 0600 whatever the umask
+def write_file(file: Path, tensors: Mapping[str, Tensor], origin: Origin) -> str:
+    """Write one safetensors file, durably; returns the SHA-256 of its header. Holds one tensor's copy at most."""
+    written = new_file(file, tensors, origin)
+    for key, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):  # so that all begin aligned
+        written.add(key, tensor)
+    return close_file(file, written)
+
+
+def new_file(file: Path, keys: Iterable[str], origin: Origin) -> TensorFile:
+    """A file of segments to be, each with its checksum, step and run."""
+    return TensorFile(file, keys, lambda key, view: f"{origin.run}:{origin.step}:{checksum(key, view, origin)}")
+
+
+def close_file(file: Path, written: TensorFile) -> str:
+    """Finish a file, durably; returns the SHA-256 of its header."""
+    header = written.close()
     sync(file)
-    return hashlib.sha256(read_header(file)).hexdigest()
+    return hashlib.sha256(header).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

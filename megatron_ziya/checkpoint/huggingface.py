@@ -3,6 +3,7 @@
 `LAYER` and `OUTER` are the one table of names, used both ways. convert.py moves whole models.
 """
 
+import errno
 import hashlib
 import json
 import pickle
@@ -297,7 +298,9 @@ def open_tensors(file: Path) -> Any:
         if file.suffix == ".safetensors":
             return safe_open(file, framework="pt")
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # how torch says it of some truncated files
+            raise
         raise ValueError(f"{file} is damaged or truncated: {str(error).splitlines()[0]}") from None
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise ValueError(f"{file} is not a dict of tensors")

@@ -48,16 +48,20 @@ class Proof:
         return asdict(self) | {"passed": self.passed}
 
 
-def prove(expected: dict[str, str], architecture: Architecture, written: Weights, huggingface: Path) -> Proof:
+def prove(expected: dict[str, str], architecture: Architecture, written: Weights, huggingface: Path | None) -> Proof:
     """Hold what was written against the source: its shape, the SHA-256 of each of its logical tensors, the logits.
 
-    `huggingface` is the model folder that transformers opens: what was written, or what was read.
+    `huggingface` is the model folder that transformers opens: what was written, or what was read; None when neither is.
     """
     sizes, found = asdict(architecture), asdict(written.architecture)
     different = tuple(f"{name}={found[name]!r} was {sizes[name]!r}" for name in sizes if found[name] != sizes[name])
     if not different:  # another shape has other tensors
         different = tuple(name for name, value in expected.items() if digest(written.read(name)) != value)
     needed, free = 9 * written.architecture.parameters(), available_memory()  # FP64, and a layer of FP32 beside it
+    if huggingface is None:
+        return Proof(
+            len(expected), different, note="transformers reads neither side; `ziya convert to-hf` compares them"
+        )
     if find_spec("transformers") is None:
         return Proof(len(expected), different, note="transformers is not installed")
     if needed > free:

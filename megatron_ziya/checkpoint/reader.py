@@ -4,6 +4,7 @@ Opening one reads the manifest and the headers of its files, and checks them. A 
 when something is first read from it, so a rank hashes what it needs, once, whatever else is there.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,16 @@ import torch
 from torch import Tensor
 
 from megatron_ziya.checkpoint.folder import resolve
-from megatron_ziya.checkpoint.format import MANIFEST, File, Origin, Segment, read_manifest, sha256
+from megatron_ziya.checkpoint.format import (
+    MANIFEST,
+    File,
+    Origin,
+    Segment,
+    in_words,
+    read_manifest,
+    sha256,
+    weights_sum,
+)
 from megatron_ziya.checkpoint.huggingface import fingerprint
 from megatron_ziya.config import Architecture
 from megatron_ziya.model.weights import shapes
@@ -36,6 +46,8 @@ class Reader:
         """Of the run that wrote it, the same for all its starts."""
         self.tokenizer: str = self.manifest.get("tokenizer") or fingerprint(self.path / "huggingface")
         """Fingerprint of the tokenizer that the model's ids belong to; "" when unknown."""
+        self.weights_sum: str = self.manifest.get("weights_sum", "")
+        """`format.weights_sum` of all weights, when they were saved; "" in checkpoints of before 2026-11-26."""
         self.shapes = shapes(self.architecture)
         origin = Origin(self.run, self.step)
         self.files = [File(self.path / f, s, origin, check) for f, s in self.manifest["files"].items()]
@@ -54,6 +66,14 @@ class Reader:
                 raise FileNotFoundError(f"{other} is missing from the checkpoint")
             if sha256(other) != digest:
                 raise ValueError(f"{other} does not have the SHA-256 of {MANIFEST}; the file is damaged")
+
+    def sum_weights(self) -> str:
+        """`format.weights_sum` of all weights as they lie here now, to be held against `weights_sum`."""
+        total = 0
+        for name, shape in self.shapes.items():
+            whole = Segment("weight", name, 0, 0, shape[0], 0, math.prod(shape))
+            total += weights_sum(whole, self.read(name), shape)
+        return in_words(total)
 
     def kinds(self) -> set[str]:
         """Which of `weight`, `master`, `exp_avg`, `exp_avg_sq` are there."""

@@ -1,14 +1,14 @@
 """Safetensors files written one tensor at a time, so that memory never holds more than the largest tensor.
 
 The layout is safetensors' own: a header's length (u64, little endian), the header (JSON: type, shape and byte range
-of each tensor), the bytes.
+of each tensor; spaces behind it), the bytes.
 """
 
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_ziya.checkpoint.huggingface import CODES
 
+CODE_OF = {dtype: code for code, dtype in CODES.items()}
 SHARD_BYTES = 5_000_000_000  # transformers 4's habit: "5GB"
 
 
@@ -58,7 +59,7 @@ def write_model(
     for number, members in enumerate(shards, 1):
         single = len(shards) == 1
         file = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        digests |= _write_file(folder / file, {name: forms[name] for name in members}, read)
+        digests |= _write_shard(folder / file, {name: forms[name] for name in members}, read)
         places |= dict.fromkeys(members, file)
         print(f"written: {file}, {sum(sizes[name] for name in members) / 1e9:.3f} GB", flush=True)
     total = sum(sizes.values())
@@ -68,31 +69,69 @@ def write_model(
     return Written(total, digests)
 
 
-def _write_file(file: Path, forms: Mapping[str, Form], read: Callable[[str], Tensor]) -> dict[str, str]:
-    codes = {dtype: code for code, dtype in CODES.items()}
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, form in forms.items():
-        end = offset + form.bytes
-        header[name] = {"dtype": codes[form.dtype], "shape": form.shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the bytes begin aligned
-    digests = {}
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for name, form in forms.items():
-            tensor = read(name)
-            assert tensor.shape == form.shape, f"{name}: {tuple(tensor.shape)} is not {form.shape}"
-            view = memory(tensor.to(form.dtype))
-            stream.write(view)
-            digests[name] = hashlib.sha256(view).hexdigest()
+def _write_shard(file: Path, forms: Mapping[str, Form], read: Callable[[str], Tensor]) -> dict[str, str]:
+    shard, digests = TensorFile(file, forms), {}
+    for name, form in sorted(forms.items(), key=lambda item: -item[1].dtype.itemsize):  # wide types first: all aligned
+        tensor = read(name)
+        assert tensor.shape == form.shape, f"{name}: {tuple(tensor.shape)} is not {form.shape}"
+        tensor = tensor.to(form.dtype)
+        shard.add(name, tensor)
+        digests[name] = digest(tensor)
+    shard.close()
     return digests
+
+
+class TensorFile:
+    """A safetensors file that grows by one tensor after the other; the header goes into room left at its front."""
+
+    ENTRY = 160  # bytes that a tensor takes in the header at most, beside twice its name, and its mark
+
+    def __init__(self, file: Path, names: Iterable[str], mark: Callable[[str, memoryview], str] | None = None) -> None:
+        """`names` are all that may come; `mark` makes a line of a tensor's bytes for the metadata, under its name."""
+        self.mark = mark
+        marks = len(mark("", memoryview(b""))) if mark else 0
+        self.room = sum(self.ENTRY + 2 * len(name) + marks for name in names) + 64
+        self.room += -self.room % 64  # the bytes begin aligned
+        self.size = 0
+        self._entries: dict[str, object] = {}
+        self._marks = {"format": "pt"}
+        self._stream = file.open("wb")
+        self._stream.seek(8 + self.room)
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether the tensor would begin aligned to its own type: the format has no gaps."""
+        return self.size % tensor.element_size() == 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor's bytes behind those of the others."""
+        assert self.takes(tensor), f"{name} would not begin aligned"
+        view = memory(tensor)
+        if self.mark:
+            self._marks[name] = self.mark(name, view)
+        self._stream.write(view)
+        end = self.size + len(view)
+        self._entries[name] = {
+            "dtype": CODE_OF[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [self.size, end]
+        }  # fmt: skip
+        self.size = end
+
+    def close(self) -> bytes:
+        """Put the header into its place. Returns it, as it stands in the file."""
+        text = json.dumps({"__metadata__": self._marks} | self._entries, separators=(",", ":")).encode()
+        assert len(text) <= self.room, f"a header of {len(text)} bytes has room for {self.room}"
+        header = self.room.to_bytes(8, "little") + text.ljust(self.room)
+        self._stream.seek(0)
+        self._stream.write(header)
+        self._stream.close()
+        return header
 
 
 def memory(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, not copied when it is contiguous."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.stride(0) != 1:  # an element or none of a view: contiguous, whatever its stride
+        flat = flat.new_empty(len(flat)).copy_(flat)
+    return flat.view(torch.uint8).numpy().data
 
 
 def digest(tensor: Tensor) -> str:

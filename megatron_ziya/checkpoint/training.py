@@ -12,11 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megatron_ziya.checkpoint.format import in_words, weights_sum
 from megatron_ziya.checkpoint.reader import Reader, Segment
 from megatron_ziya.config import Architecture
 from megatron_ziya.model.parallelize import Piece
 from megatron_ziya.optimizer import State
 from megatron_ziya.parallel.data import Bucket
+from megatron_ziya.parallel.mesh import Mesh
 
 Pieces = Mapping[nn.Parameter, Sequence[Piece]]
 """Which logical pieces each local weight is made of (`parallelize.pieces`)."""
@@ -55,6 +57,39 @@ def restore(reader: Reader, states: Iterable[State], pieces: Pieces) -> None:
                 flat[local] = reader.read_run(run)
 
 
+def check_weights(reader: Reader, buckets: Iterable[Bucket], pieces: Pieces, mesh: Mesh) -> str:
+    """Hold the weights that the forward pass will read against those that were saved; all ranks call.
+
+    Every data-parallel replica sums what its ranks hold (`format.weights_sum`). Returns what is wrong, "" when nothing
+    is or when the weights were saved in another type, whose bits are others.
+    """
+    total, dtype = 0, None
+    for bucket in buckets:
+        for weight in bucket.weights if bucket.kind.counted else ():
+            dtype = weight.dtype
+            for piece in pieces[weight]:
+                box = Segment("weight", piece.name, piece.dim, piece.start, piece.size, 0, 0)
+                total += weights_sum(box, piece.of_local(weight), piece.shape)
+    mine = torch.tensor([mesh.data.index, total % 2**32, total // 2**32 % 2**32], device=mesh.device)
+    everyone = [mine]
+    if mesh.size > 1:
+        everyone = [torch.empty_like(mine) for _ in range(mesh.size)]
+        dist.all_gather(everyone, mine)
+    sums = [0] * mesh.data.size
+    for replica, low, high in (ranks.tolist() for ranks in everyone):
+        sums[replica] += low + (high << 32)
+    file = reader.segments["weight", "embedding.weight"][0]
+    if not reader.weights_sum or file[1].dtype(file[0]) != dtype:
+        return ""
+    strange = [replica for replica, found in enumerate(sums) if in_words(found) != reader.weights_sum]
+    return (
+        f"{reader.path} was saved with weights whose sum is {reader.weights_sum}, "
+        f"what replica {strange[0]} has read sums to {in_words(sums[strange[0]])}"
+        if strange
+        else ""
+    )
+
+
 def new_run(device: torch.device) -> str:
     """A random name for a run, the same on every rank; no random state of torch is touched."""
     drawn = torch.tensor(list(os.urandom(8)), dtype=torch.uint8, device=device)
@@ -64,11 +99,15 @@ def new_run(device: torch.device) -> str:
 
 
 def load_newest(
-    found: Sequence[Path], architecture: Architecture, load: Callable[[Reader], None]
+    found: Sequence[Path],
+    architecture: Architecture,
+    load: Callable[[Reader], None],
+    check: Callable[[Reader], str] = lambda reader: "",
 ) -> tuple[Reader, list[str]]:
     """`load` the newest of `found` (oldest first) that no rank refuses. Returns it, and why newer ones were refused.
 
     All ranks call this and go on from the same checkpoint; `load` must overwrite all that it has half done before.
+    `check` is called when all ranks have loaded it, and says what is wrong, the same on every rank.
     Raises ValueError, the same on every rank, when none is good or the good one is of another architecture.
     """
     refused: list[str] = []
@@ -79,7 +118,7 @@ def load_newest(
             assert reader is not None
             if reader.architecture != architecture:
                 raise ValueError(f"{path} holds another architecture than the recipe; choose another run.directory")
-            wrong = _first(_failure(load, reader))
+            wrong = _first(_failure(load, reader)) or check(reader)
             if not wrong:
                 return reader, refused
         refused.append(wrong)

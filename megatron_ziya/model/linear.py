@@ -7,7 +7,9 @@ leaf.
 Letters: T tokens, I inputs, O outputs.
 """
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,6 +79,14 @@ def announce(weight: Tensor) -> None:
         callback(weight)
 
 
+@functools.cache
+def prefers_onednn() -> bool:
+    """Whether torch has oneDNN, and this processor is not one that MKL was made for."""
+    cpuinfo = Path("/proc/cpuinfo")
+    intel = cpuinfo.is_file() and "GenuineIntel" in cpuinfo.read_text(encoding="utf-8", errors="replace")
+    return torch.backends.mkldnn.is_available() and not intel
+
+
 SMALL_PRODUCT = 1 << 21
 """Multiplications up to which oneDNN's call, 11 microseconds longer, is not worth its speed."""
 
@@ -84,12 +94,13 @@ SMALL_PRODUCT = 1 << 21
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """X W^T, `[T, I]`, `[O, I]` -> `[T, O]`.
 
-    In FP32 on a CPU by oneDNN, which torch links but calls here only from its compiler: 6 to 10 % faster than MKL,
-    which is what `@` calls (AMD EPYC, one thread, 256 tokens, the matrices of `tools/compare_peers.py`). Its rounding
-    error is 1.4 times MKL's in sums of 256 and settles at 2.2 times, 6e-7, in sums of 2,048 and more.
+    In FP32 on a CPU that is not Intel's by oneDNN, which torch links but calls here only from its compiler: 6 to 10 %
+    faster than MKL, which is what `@` calls (AMD EPYC, one thread, 256 tokens, the matrices of
+    `tools/compare_peers.py`). On a Xeon MKL is 7 to 12 % faster. oneDNN's rounding error is 1.4 times MKL's in sums of
+    256 and settles at 2.2 times, 6e-7, in sums of 2,048 and more.
     """
     large = len(x) * weight.numel() > SMALL_PRODUCT
-    if large and x.dtype == torch.float32 and x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if large and x.dtype == torch.float32 and x.device.type == "cpu" and prefers_onednn():
         result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
         return result
     return x @ weight.t()

@@ -6,11 +6,13 @@
 // whose CRC the plain table gives.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
 
 #include "cpu.h"
+#include "permutation.h"  // scramble
 
 namespace ziya {
 
@@ -130,6 +132,24 @@ inline uint32_t crc32(const void* from, int64_t size, uint32_t crc, Cpu kind) {
     if (kind != Cpu::plain && size >= 64) return ~crc_carryless(~crc, data, size);
 #endif
     return ~crc_plain(~crc, data, size);
+}
+
+// A sum over elements that does not depend on how they are cut and who has which: each one's bits times an odd number
+// scrambled out of its place, mod 2^64. So parts of a tensor can be summed anywhere, and the parts' sums added.
+// Element e of a box `width` wide lies at e / width * stride + offset + e % width of the whole tensor.
+template <typename Bits>
+uint64_t place_sum(const Bits* data, int64_t size, int64_t first, int64_t width, int64_t stride, int64_t offset,
+                   uint64_t salt) {
+    uint64_t sum = 0;
+    for (int64_t done = 0; done < size;) {
+        const int64_t row = (first + done) / width, column = (first + done) % width;
+        const int64_t count = std::min(width - column, size - done);
+        const uint64_t place = salt + static_cast<uint64_t>(row * stride + offset + column) * kGolden;
+        for (int64_t k = 0; k < count; ++k)
+            sum += data[done + k] * (scramble(place + static_cast<uint64_t>(k) * kGolden) | 1);
+        done += count;
+    }
+    return sum;
 }
 
 }  // namespace ziya

@@ -258,8 +258,9 @@ class Checkpoint:
     """Checkpoints of steps that this divides are kept for ever, beside the newest; 0 = none.
     NOT STATED in the paper because it tells nothing of its checkpoints."""
     asynchronous: bool = True
-    """Train on while a checkpoint is written; training waits only for a copy of it in host memory, which is freed when
-    it is on the disk. NOT STATED in the paper; torchtitan and Megatron-LM offer it."""
+    """Train on while a checkpoint is written: it is copied to host memory during the next forward and backward pass,
+    for which the next update waits if it must, and the copy is freed when it is on the disk. NOT STATED in the paper;
+    torchtitan and Megatron-LM offer it."""
     resume: bool = True
     """Go on from the newest good checkpoint of the run directory, if there is one."""
 

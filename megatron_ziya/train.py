@@ -190,9 +190,7 @@ def save(trainer: Trainer, directory: Path, mix: Mix, log: Any) -> None:
 
     if recipe.checkpoint.asynchronous:
         trainer.saver.start(origin, trainer.architecture, segments, toml, extra, travels, saved)
-        log.info(
-            f"step {trainer.step}: training waited {time.monotonic() - begin:.2f} s for the copy that is being saved"
-        )
+        log.info(f"step {trainer.step}: being saved while training goes on")
         return
     path = checkpoint.save(folder, origin, trainer.architecture, segments, trainer.mesh.rank, toml, extra, travels)
     if trainer.mesh.rank == 0:

@@ -134,6 +134,7 @@ def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], counted: i
     rate = optimizer.learning_rate(trainer.step, recipe.run.steps, recipe.optimizer)
     # each token's gradient was seeded with 1 / all tokens; only now is it known how many count
     scale = recipe.data.rows(trainer.step) * recipe.data.sequence_length / max(tokens, 1) / loss_scale.value
+    trainer.saver.copied()
     norm = trainer.optimizer.step(trainer.step + 1 - trainer.skipped, rate, scale, loss)
     trainer.step += 1
     finite = not unhealthy(loss, norm)

@@ -1,6 +1,7 @@
-"""Saving while training goes on: a copy in host memory, then a thread that writes it.
+"""Saving while training goes on: a thread copies the state to host memory, and then writes the copy.
 
-    start     every rank: copy what this rank owns, which is all that training waits for; its thread writes the file
+    start     every rank: the thread begins. The next forward and backward pass only read what it copies
+    copied    before the next update: wait until the copy is complete, which it mostly is by then
     written   asked once a step: is it on the disk? The ranks' answers travel with the step's loss, at no cost
     publish   once all ranks have said yes, at the same step on all: a thread of rank 0 writes the manifest and renames
     wait      all of that at once, at the end of a run and before the next save
@@ -10,10 +11,11 @@ the next save removes.
 """
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +31,8 @@ class Saver:
         self.folder, self.rank = folder, rank
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._copied = threading.Event()
+        self._copied.set()
         self._publish: Callable[[], None] | None = None  # what is still to do when all ranks have written
 
     def start(
@@ -41,14 +45,24 @@ class Saver:
         huggingface: Path | None,
         published: Callable[[Path], None],
     ) -> None:
-        """Copy `segments` and begin to write them; all ranks call. `published` is called on rank 0, in a thread."""
+        """Begin to copy and write `segments`; all ranks call. They must not change before `copied` has returned.
+
+        `published` is called on rank 0, in a thread.
+        """
         self.wait()
-        path = distributed.begin(self.folder, origin, self.rank)
-        held = {segment: host_copy(tensor) for segment, tensor in segments}
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # the copies into pinned memory
+        path, live = distributed.begin(self.folder, origin, self.rank), dict(segments)
+        here = next((tensor.device for tensor in live.values() if tensor.is_cuda), None)
+        ready = torch.cuda.current_stream(here).record_event() if here else None
+        # made here: what a thread allocates comes from a heap of its own, whose pages are new each time
+        held = {s: torch.empty(t.shape, dtype=t.dtype, pin_memory=t.is_cuda) for s, t in live.items()}
+        self._copied.clear()
 
         def write() -> None:
+            try:
+                fill(held, live, ready)
+            finally:
+                live.clear()
+                self._copied.set()
             distributed.write_part(path, self.rank, held, architecture, origin)
             held.clear()
 
@@ -58,6 +72,10 @@ class Saver:
 
         self._publish = publish
         self._run(write)
+
+    def copied(self) -> None:
+        """Wait until what `start` was given may change."""
+        self._copied.wait()
 
     def written(self) -> bool:
         """Whether this rank has written its part, or none is being written. Raises what the thread has raised."""
@@ -99,7 +117,16 @@ class Saver:
             raise error
 
 
-def host_copy(tensor: Tensor) -> Tensor:
-    """A copy in host memory; of a GPU's tensor it is complete after `torch.cuda.synchronize`."""
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return copy.copy_(tensor.detach(), non_blocking=True)
+def fill(held: Mapping[Segment, Tensor], live: Mapping[Segment, Tensor], ready: torch.cuda.Event | None) -> None:
+    """Copy `live` into host memory, a GPU's on a stream of its own, once what was queued before `ready` is done."""
+    if ready is None:
+        for segment, tensor in live.items():  # by NumPy, which takes one thread; torch would take all cores for it
+            source, target = (t.detach().view(torch.uint8).numpy() for t in (tensor, held[segment]))
+            np.copyto(target, source)
+        return
+    stream = torch.cuda.Stream(next(iter(live.values())).device)
+    with torch.cuda.stream(stream):
+        stream.wait_event(ready)
+        for segment, tensor in live.items():
+            held[segment].copy_(tensor.detach(), non_blocking=True)
+        stream.synchronize()

@@ -23,6 +23,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +152,12 @@ def write_part(
 ) -> None:
     """Write this rank's file, durably; then what the manifest is to say of it, which tells that it is whole."""
     file = unfinished(path) / f"rank_{rank:05d}.safetensors"
-    digest = (
-        write_file(file, {segment.key(): tensor for segment, tensor in segments.items()}, origin) if segments else ""
-    )
     logical = shapes(architecture)
-    total = sum(weights_sum(s, tensor, logical[s.name]) for s, tensor in segments.items() if s.kind == "weight")
+    weights = [(s, tensor, logical[s.name]) for s, tensor in segments.items() if s.kind == "weight"]
+    with ThreadPoolExecutor(1) as pool:  # beside the writing, which needs the interpreter as little
+        sums = pool.map(lambda weight: weights_sum(*weight), weights)
+        digest = write_file(file, {s.key(): tensor for s, tensor in segments.items()}, origin) if segments else ""
+        total = sum(sums)
     file.with_suffix(PART).write_text(json.dumps({"header": digest, "weights_sum": in_words(total)}))
 
 

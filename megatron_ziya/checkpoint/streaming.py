@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,6 +96,7 @@ class TensorFile:
         self.size = 0
         self._entries: dict[str, object] = {}
         self._marks = {"format": "pt"}
+        self._pool = ThreadPoolExecutor(1)
         self._stream = file.open("wb")
         self._stream.seek(8 + self.room)
 
@@ -106,9 +108,12 @@ class TensorFile:
         """Write a tensor's bytes behind those of the others."""
         assert self.takes(tensor), f"{name} would not begin aligned"
         view = memory(tensor)
-        if self.mark:
-            self._marks[name] = self.mark(name, view)
-        self._stream.write(view)
+        if self.mark:  # in a thread: neither it nor the write needs the interpreter
+            marked = self._pool.submit(self.mark, name, view)
+            self._stream.write(view)
+            self._marks[name] = marked.result()
+        else:
+            self._stream.write(view)
         end = self.size + len(view)
         self._entries[name] = {
             "dtype": CODE_OF[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [self.size, end]
@@ -123,6 +128,7 @@ class TensorFile:
         self._stream.seek(0)
         self._stream.write(header)
         self._stream.close()
+        self._pool.shutdown()
         return header
 
 

@@ -138,6 +138,21 @@ inline uint32_t crc32(const void* from, int64_t size, uint32_t crc, Cpu kind) {
 // scrambled out of its place, mod 2^64. So parts of a tensor can be summed anywhere, and the parts' sums added.
 // Element e of a box `width` wide lies at e / width * stride + offset + e % width of the whole tensor.
 template <typename Bits>
+ZIYA_INLINE uint64_t run_sum(const Bits* data, int64_t count, uint64_t place) {
+    uint64_t sum = 0;
+    for (int64_t k = 0; k < count; ++k)
+        sum += data[k] * (scramble(place + static_cast<uint64_t>(k) * kGolden) | 1);
+    return sum;
+}
+
+#ifdef ZIYA_X86
+template <typename Bits>
+ZIYA_WIDE uint64_t run_sum_wide(const Bits* data, int64_t count, uint64_t place) {
+    return run_sum(data, count, place);
+}
+#endif
+
+template <typename Bits>
 uint64_t place_sum(const Bits* data, int64_t size, int64_t first, int64_t width, int64_t stride, int64_t offset,
                    uint64_t salt) {
     uint64_t sum = 0;
@@ -145,8 +160,14 @@ uint64_t place_sum(const Bits* data, int64_t size, int64_t first, int64_t width,
         const int64_t row = (first + done) / width, column = (first + done) % width;
         const int64_t count = std::min(width - column, size - done);
         const uint64_t place = salt + static_cast<uint64_t>(row * stride + offset + column) * kGolden;
-        for (int64_t k = 0; k < count; ++k)
-            sum += data[done + k] * (scramble(place + static_cast<uint64_t>(k) * kGolden) | 1);
+#ifdef ZIYA_X86
+        if (cpu() == Cpu::wide) {
+            sum += run_sum_wide(data + done, count, place);
+            done += count;
+            continue;
+        }
+#endif
+        sum += run_sum(data + done, count, place);
         done += count;
     }
     return sum;

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from ranks import run_ranks, run_recipe
 from tiny_run import MODEL, everything, recipe
 
 from megatron_ziya import config, train
-from megatron_ziya.checkpoint import distributed
+from megatron_ziya.checkpoint import background, distributed
 from megatron_ziya.checkpoint.background import Saver
 from megatron_ziya.checkpoint.distributed import Origin, Reader
 from megatron_ziya.config import Recipe
@@ -51,7 +52,7 @@ def test_steps_are_made_while_bytes_go_to_the_disk_and_change_nothing_of_them(tm
     )
     assert plain == slow
     log = (tmp_path / "slow/logs/rank_0.log").read_text()
-    assert "step 2: training waited" in log and "step_000002 in" in log
+    assert "step 2: being saved while training goes on" in log and "step_000002 in" in log
 
 
 def test_the_copy_is_of_the_moment_and_one_save_waits_for_the_other(tmp_path, monkeypatch):
@@ -63,6 +64,7 @@ def test_the_copy_is_of_the_moment_and_one_save_waits_for_the_other(tmp_path, mo
     assert saver.written()
     saver.start(Origin("run", 1), a, [(segment, value)], "", {}, None, seen.append)
     assert not saver.written()
+    saver.copied()
     value.fill_(2.0)
     filled.set()
     saver.wait()
@@ -73,6 +75,26 @@ def test_the_copy_is_of_the_moment_and_one_save_waits_for_the_other(tmp_path, mo
     saver.wait()
     assert [path.name for path in seen] == ["step_000001", "step_000002", "step_000003"]
     assert distributed.latest(tmp_path) == "step_000003"
+
+
+def updated_early(settings: Recipe) -> None:
+    """A run whose copies are made late, while an update that does not wait for them would already be at it."""
+    original = background.fill
+
+    def late(*given):
+        time.sleep(0.5)
+        return original(*given)
+
+    background.fill = late
+    run_recipe(settings)
+
+
+def test_an_update_waits_for_the_copy(tmp_path, tiny_dataset):
+    run_ranks(1, run_recipe, recipe(tmp_path / "plain", tiny_dataset, 3, asynchronous=False))
+    run_ranks(1, updated_early, recipe(tmp_path / "late", tiny_dataset, 3))
+    for number in (1, 2):
+        one, two = (everything(tmp_path / name / f"checkpoints/step_00000{number}") for name in ("plain", "late"))
+        assert all(torch.equal(one[key], two[key]) for key in one), number
 
 
 def test_a_full_disk_ends_the_run_in_a_line_and_leaves_what_was_whole(tmp_path, tiny_dataset, monkeypatch, capsys):

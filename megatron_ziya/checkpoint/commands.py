@@ -7,6 +7,9 @@ from pathlib import Path
 
 from megatron_ziya.config import Architecture
 
+if TYPE_CHECKING:
+    from megatron_ziya.checkpoint.proof import Proof
+
 
 def _parser(name: str, description: str, example: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
@@ -27,8 +30,7 @@ def from_hf(argv: Sequence[str]) -> int:
 
     from megatron_ziya.checkpoint import convert
 
-    proof = convert.from_hf(options.source, options.out, not options.skip_verify)
-    return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
+    return _converted(options.out, lambda: convert.from_hf(options.source, options.out, not options.skip_verify))
 
 
 def from_meta(argv: Sequence[str]) -> int:
@@ -51,8 +53,10 @@ def from_meta(argv: Sequence[str]) -> int:
 
     from megatron_ziya.checkpoint import convert
 
-    proof = convert.from_meta(options.source, options.out, not options.skip_verify, options.max_positions)
-    return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
+    return _converted(
+        options.out,
+        lambda: convert.from_meta(options.source, options.out, not options.skip_verify, options.max_positions),
+    )
 
 
 def from_megatron(argv: Sequence[str]) -> int:
@@ -74,8 +78,10 @@ def from_megatron(argv: Sequence[str]) -> int:
 
     from megatron_ziya.checkpoint import convert
 
-    proof = convert.from_megatron(options.source, options.out, not options.skip_verify, options.vocabulary_size)
-    return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
+    return _converted(
+        options.out,
+        lambda: convert.from_megatron(options.source, options.out, not options.skip_verify, options.vocabulary_size),
+    )
 
 
 def to_hf(argv: Sequence[str]) -> int:
@@ -98,16 +104,18 @@ def to_hf(argv: Sequence[str]) -> int:
     from megatron_ziya.checkpoint import convert
     from megatron_ziya.checkpoint.huggingface import dtype_of
 
-    proof = convert.to_hf(
-        options.source,
+    return _converted(
         options.out,
-        dtype_of(options.dtype) if options.dtype else None,
-        options.tokenizer,
-        not options.skip_verify,
-        int(options.shard_gb * 1e9),
-        options.evaluation,
+        lambda: convert.to_hf(
+            options.source,
+            options.out,
+            dtype_of(options.dtype) if options.dtype else None,
+            options.tokenizer,
+            not options.skip_verify,
+            int(options.shard_gb * 1e9),
+            options.evaluation,
+        ),
     )
-    return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
 
 
 def reshard(argv: Sequence[str]) -> int:
@@ -132,12 +140,20 @@ def reshard(argv: Sequence[str]) -> int:
 
     from megatron_ziya.checkpoint import convert
 
-    proof = convert.reshard(options.source, options.out, options.files, options.weights_only, options.verify)
-    return _outcome(options.out, proof.table() if proof else None, proof is None or proof.passed)
+    return _converted(
+        options.out,
+        lambda: convert.reshard(options.source, options.out, options.files, options.weights_only, options.verify),
+    )
 
 
-def _outcome(out: Path, table: str | None, passed: bool) -> int:
-    print(table or "proof               skipped")
+def _converted(out: Path, work: Callable[[], "Proof | None"]) -> int:
+    """Do a conversion into `out`, alone, and print its proof. Returns the exit code."""
+    from megatron_ziya.checkpoint.folder import claimed
+
+    with claimed(out):
+        proof = work()
+    passed = proof is None or proof.passed
+    print(proof.table() if proof else "proof               skipped")
     print(f"{'written':<20}{out if passed else str(out) + '.failed'}")
     return 0 if passed else 1
 

@@ -140,6 +140,20 @@ def locked(directory: Path) -> Iterator[None]:
             os.close(held)
 
 
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Keep other conversions out of `out` while the body runs. Raises ValueError with the process that has it."""
+    file = out.with_name(out.name + ".lock")
+    held, holder = take_lock(file)
+    if held is None:
+        raise ValueError(f"{out} is being written by {holder}; wait for it, or give another folder")
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(held)
+
+
 def take_lock(file: Path) -> tuple[int | None, str]:
     """`(descriptor, "")`, or `(None, who has it)`."""
     file.parent.mkdir(parents=True, exist_ok=True)

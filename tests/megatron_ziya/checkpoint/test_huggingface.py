@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import struct
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_ziya.checkpoint import commands, convert, huggingface
 from megatron_ziya.checkpoint.distributed import Reader, write_weights
+from megatron_ziya.checkpoint.folder import claimed
 from megatron_ziya.checkpoint.huggingface import HuggingFaceFolder, architecture_of, config_of, names
 from megatron_ziya.checkpoint.load import load_model
 from megatron_ziya.model.weights import shapes
@@ -327,3 +329,12 @@ def test_commands_say_what_they_did(source, tmp_path, capsys):
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"rank_00000\.safetensors: weight .* does not have its checksum"):
         commands.verify([str(tmp_path / "checkpoint")])
+
+
+def test_two_writers_of_one_folder(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    with claimed(out), pytest.raises(ValueError, match=rf"out is being written by process {os.getpid()} on .*; wait"):
+        commands.from_hf([str(source), str(out)])
+    assert not list(tmp_path.glob("out*"))
+    assert commands.from_hf([str(source), str(out), "--skip-verify"]) == 0
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]

@@ -35,7 +35,7 @@ from megatron_ziya.checkpoint.megatron import MegatronFolder
 from megatron_ziya.checkpoint.meta import MetaFolder
 from megatron_ziya.checkpoint.proof import Proof, prove
 from megatron_ziya.checkpoint.reader import Reader, check_tokenizer, resolve
-from megatron_ziya.checkpoint.streaming import SHARD_BYTES, Form, digest, require_space, write_model
+from megatron_ziya.checkpoint.streaming import SHARD_BYTES, Digests, Form, digest, require_space, write_model
 
 RECORD = "conversion.json"
 """In a Hugging Face folder that we wrote: where it comes from, and its proof."""
@@ -69,12 +69,12 @@ def _from_folder(folder: HuggingFaceFolder | MetaFolder | MegatronFolder, out: P
     out.parent.mkdir(parents=True, exist_ok=True)
     require_space(out.parent, sum(file.stat().st_size for file in set(folder.file_of.values())))
     say_tokenizer(source, folder.architecture.vocabulary_size)
-    expected: dict[str, str] = {}
+    digests = Digests()
 
     def weights() -> Iterator[tuple[str, Tensor]]:
         for name in progress(folder.shapes):
             tensor = folder.read(name)
-            expected[name] = digest(tensor)
+            digests.note(name, tensor)
             yield name, tensor
 
     temporary = out.with_name(out.name + ".tmp")
@@ -82,6 +82,7 @@ def _from_folder(folder: HuggingFaceFolder | MetaFolder | MegatronFolder, out: P
         carried = Path(private) / "huggingface"  # the temporary folder itself is closed to others, and so a copy of it
         copy_files(source, carried)
         write_weights(temporary, folder.architecture, weights(), carried, {"converted_from": str(source)})
+    expected = digests.all()
     judge = source if isinstance(folder, HuggingFaceFolder) else None
     proof = prove(expected, folder.architecture, Reader(temporary), judge) if verify else None
     settle(temporary, out, MANIFEST, proof)
@@ -162,7 +163,7 @@ def reshard(source: Path, out: Path, files: int = 1, weights_only: bool = False,
     path, origin = out.with_name(out.name + ".tmp"), Origin(reader.run, reader.step)
     temporary = fresh_folder(path)
     headers: dict[str, str] = {}
-    expected: dict[tuple[str, str], str] = {}
+    digests = Digests()
     places = iter(sorted(sizes, key=lambda place: -stored_dtype(reader, place[1], place[0]).itemsize))  # all aligned
     done, total = 0, sum(sizes.values())
     for number in range(files):
@@ -172,7 +173,7 @@ def reshard(source: Path, out: Path, files: int = 1, weights_only: bool = False,
             kind, name = place = next(places)
             tensor = reader.read(name, kind)
             written.add(whole[place].key(), tensor.reshape(-1))
-            expected[place] = digest(tensor)
+            digests.note(f"{kind} {name}", tensor)
             done += sizes[place]
         headers[file.name] = close_file(file, written)
     made = ("format", "run", "step", "architecture", "files", "others", "checksum")
@@ -185,8 +186,9 @@ def reshard(source: Path, out: Path, files: int = 1, weights_only: bool = False,
     if verify:
         again = Reader(path)
         again.check()
+        expected = digests.all()
         different = tuple(
-            f"{kind} {name}" for (kind, name), d in expected.items() if digest(again.read(name, kind)) != d
+            f"{kind} {name}" for kind, name in whole if digest(again.read(name, kind)) != expected[f"{kind} {name}"]
         )
         proof = Proof(len(expected), different, note="no value was changed")
     settle(path, out, MANIFEST, proof)

@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,15 +71,15 @@ def write_model(
 
 
 def _write_shard(file: Path, forms: Mapping[str, Form], read: Callable[[str], Tensor]) -> dict[str, str]:
-    shard, digests = TensorFile(file, forms), {}
+    shard, digests = TensorFile(file, forms), Digests()
     for name, form in sorted(forms.items(), key=lambda item: -item[1].dtype.itemsize):  # wide types first: all aligned
         tensor = read(name)
         assert tensor.shape == form.shape, f"{name}: {tuple(tensor.shape)} is not {form.shape}"
         tensor = tensor.to(form.dtype)
+        digests.note(name, tensor)
         shard.add(name, tensor)
-        digests[name] = digest(tensor)
     shard.close()
-    return digests
+    return digests.all()
 
 
 class TensorFile:
@@ -138,6 +138,27 @@ def memory(tensor: Tensor) -> memoryview:
     if flat.stride(0) != 1:  # an element or none of a view: contiguous, whatever its stride
         flat = flat.new_empty(len(flat)).copy_(flat)
     return flat.view(torch.uint8).numpy().data
+
+
+class Digests:
+    """SHA-256 of tensors, each made in a thread while it is written; one that is not done holds up the next."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._found: dict[str, Future[str]] = {}
+        self._last: Future[str] | None = None
+
+    def note(self, name: str, tensor: Tensor) -> None:
+        """Begin with the tensor's digest; it must not change until the next call has returned."""
+        if self._last is not None:
+            self._last.result()
+        self._found[name] = self._last = self._pool.submit(digest, tensor)
+
+    def all(self) -> dict[str, str]:
+        """By name, once all are made."""
+        found = {name: future.result() for name, future in self._found.items()}
+        self._pool.shutdown()
+        return found
 
 
 def digest(tensor: Tensor) -> str:

@@ -8,7 +8,7 @@ import torch
 from ranks import run_ranks, run_recipe
 from tiny_run import everything, recipe
 
-from megatron_ziya.checkpoint import commands, convert
+from megatron_ziya.checkpoint import commands, convert, streaming
 from megatron_ziya.checkpoint.distributed import Reader
 from megatron_ziya.checkpoint.streaming import digest
 
@@ -56,7 +56,7 @@ def test_a_difference_is_refused_and_kept_apart(run, tmp_path, monkeypatch, caps
         calls.append(digest(tensor))
         return "other" if len(calls) == 5 else calls[-1]
 
-    monkeypatch.setattr(convert, "digest", wrong)
+    monkeypatch.setattr(streaming, "digest", wrong)
     assert commands.reshard([str(run), str(tmp_path / "out")]) == 1
     assert "FAILED" in capsys.readouterr().out
     assert not (tmp_path / "out").exists() and (tmp_path / "out.failed").is_dir()

@@ -12,7 +12,7 @@
 #include <cstring>
 
 #include "cpu.h"
-#include "permutation.h"  // scramble
+#include "permutation.h"  // kGolden
 
 namespace ziya {
 
@@ -135,13 +135,13 @@ inline uint32_t crc32(const void* from, int64_t size, uint32_t crc, Cpu kind) {
 }
 
 // A sum over elements that does not depend on how they are cut and who has which: each one's bits times an odd number
-// scrambled out of its place, mod 2^64. So parts of a tensor can be summed anywhere, and the parts' sums added.
+// made of its place, mod 2^64. So parts of a tensor can be summed anywhere, and the parts' sums added.
 // Element e of a box `width` wide lies at e / width * stride + offset + e % width of the whole tensor.
 template <typename Bits>
 ZIYA_INLINE uint64_t run_sum(const Bits* data, int64_t count, uint64_t place) {
     uint64_t sum = 0;
-    for (int64_t k = 0; k < count; ++k)
-        sum += data[k] * (scramble(place + static_cast<uint64_t>(k) * kGolden) | 1);
+    for (int64_t k = 0; k < count; ++k, place += kGolden)
+        sum += data[k] * ((place ^ place >> 32) | 1);
     return sum;
 }
 

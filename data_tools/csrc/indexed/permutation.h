@@ -16,7 +16,7 @@ namespace ziya {
 constexpr uint64_t kGolden = 0x9e3779b97f4a7c15ULL;  // 2^64 / golden ratio, odd
 
 // The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
-ZIYA_INLINE uint64_t scramble(uint64_t x) {
+inline uint64_t scramble(uint64_t x) {
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
     return x ^ (x >> 31);

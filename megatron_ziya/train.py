@@ -32,11 +32,33 @@ EXIT_STOPPED = 130  # asked to stop before the last step, as a shell says it of 
 # --- Before it starts -----------------------------------------------------------------------------------------------
 
 
+def start_of(recipe: Recipe) -> Path | None:
+    """The checkpoint that `model.load` names. None without one, and when it is gone but the run has come further.
+
+    Raises FileNotFoundError when it is gone and needed.
+    """
+    if not recipe.model.load:
+        return None
+    try:
+        return checkpoint.resolve(recipe.model.load)
+    except FileNotFoundError:
+        if own_steps(recipe):
+            return None
+        raise
+
+
+def own_steps(recipe: Recipe) -> list[Path]:
+    """The checkpoints of the run that it may go on from, oldest first."""
+    return checkpoint.steps(Path(recipe.run.directory) / "checkpoints") if recipe.checkpoint.resume else []
+
+
 def architecture_of(recipe: Recipe) -> Architecture:
     """The model's shape: of the checkpoint it starts from, else the recipe's."""
-    if recipe.model.load:
-        return checkpoint.Reader(checkpoint.resolve(recipe.model.load), check=False).architecture
-    return recipe.model.architecture()
+    start = start_of(recipe)
+    if start is not None:
+        return checkpoint.Reader(start, check=False).architecture
+    newest = newest_whole(recipe) if recipe.model.load else None
+    return newest.architecture if newest else recipe.model.architecture()
 
 
 def check(recipe: Recipe, world_size: int) -> Architecture:
@@ -56,7 +78,7 @@ def check(recipe: Recipe, world_size: int) -> Architecture:
         raise ValueError(f"run.directory={directory} is a file; choose another")
     newest = newest_whole(recipe)
     mix = batches.open_mix(recipe, architecture, *drawn(recipe, newest))
-    for model in recipe.model.load, newest:
+    for model in start_of(recipe), newest:
         if model:
             checkpoint.check_tokenizer(model, mix.tokenizer)
     return architecture
@@ -69,10 +91,10 @@ def train(recipe: Recipe, mesh: Mesh, architecture: Architecture, stop: process.
     """The whole run on this rank: from the newest checkpoint, or from the start, to the last step or to `stop`."""
     directory = Path(recipe.run.directory)
     begin = time.monotonic()
-    trainer = setup(recipe, mesh, architecture)
+    trainer = setup(recipe, mesh, architecture, fill=not own_steps(recipe))
     trainer.stop = stop or trainer.stop
     log = metrics.rank_logger(directory, mesh.rank)
-    reader = resume(trainer, directory, log)
+    reader = resume(trainer, log)
     mix = batches.open_mix(recipe, architecture, *drawn(recipe, reader))
     announce(trainer, mix, log)
     if mesh.rank == 0:
@@ -178,7 +200,8 @@ def save(trainer: Trainer, directory: Path, mix: Mix, log: Any) -> None:
     rows = recipe.data.rows_before(trainer.step)
     extra = {"stage": recipe.run.stage, "consumed_samples": consumed, "rows": rows, "mix": mix.history, **health}
     extra["tokenizer"] = mix.tokenizer
-    travels = checkpoint.resolve(recipe.model.load) / "huggingface" if recipe.model.load else None
+    start = start_of(recipe) or next(reversed(own_steps(recipe)), None)
+    travels = start / "huggingface" if start else None
     toml = config.to_toml(recipe)
     segments = training.owned_segments(trainer.optimizer.states, trainer.pieces())
     origin = checkpoint.Origin(trainer.run_id, trainer.step)
@@ -202,7 +225,7 @@ def newest_whole(recipe: Recipe) -> checkpoint.Reader | None:
 
     Raises ValueError when there are some and none can be opened.
     """
-    found = checkpoint.steps(Path(recipe.run.directory) / "checkpoints") if recipe.checkpoint.resume else []
+    found = own_steps(recipe)
     refused: list[str] = []
     for path in reversed(found):
         try:
@@ -230,12 +253,12 @@ def drawn(recipe: Recipe, reader: checkpoint.Reader | None) -> tuple[list[dict[s
     return reader.manifest.get("mix", []), at
 
 
-def resume(trainer: Trainer, directory: Path, log: Any) -> checkpoint.Reader | None:
+def resume(trainer: Trainer, log: Any) -> checkpoint.Reader | None:
     """Go on from the newest good checkpoint of the run directory, if there are any: weights, masters, moments, step.
 
     A checkpoint that any rank refuses is told, and the one before it used. Raises ValueError when none is good.
     """
-    found = checkpoint.steps(directory / "checkpoints") if trainer.recipe.checkpoint.resume else []
+    found = own_steps(trainer.recipe)
     trainer.run_id = training.new_run(trainer.mesh.device)
     if not found:
         return None

@@ -58,18 +58,24 @@ class Trainer:
         return {weight: parts for chunk in self.chunks for weight, parts in parallelize.pieces(chunk, self.mesh)}
 
 
-def setup(recipe: Recipe, mesh: Mesh, architecture: Architecture) -> Trainer:
-    """Model, buckets, optimizer and pipeline of this rank, with weights from the seed or from `model.load`."""
+def setup(recipe: Recipe, mesh: Mesh, architecture: Architecture, fill: bool = True) -> Trainer:
+    """Model, buckets, optimizer and pipeline of this rank, with weights from the seed or from `model.load`.
+
+    Without `fill` the weights are zero: a checkpoint of the run's own comes next.
+    """
     p, d, dtype = recipe.parallel, recipe.data, TYPES[recipe.precision.weights]
     kernels = ziya_kernels.select(recipe.precision.kernels, mesh.device)
     chunks = parallelize.build(architecture, p, mesh, kernels, dtype)
-    source = checkpoint.Reader(checkpoint.resolve(recipe.model.load)) if recipe.model.load else None
+    source = checkpoint.Reader(checkpoint.resolve(recipe.model.load)) if recipe.model.load and fill else None
 
     def initial(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return parallelize.initial_weight(name, shape, architecture, recipe.run.seed)
 
     for chunk in chunks:
-        if source is not None:
+        if not fill:
+            for weight in chunk.parameters():
+                weight.detach().zero_()
+        elif source is not None:
             parallelize.fill_pieces(chunk, mesh, training.weights_of(source))
         else:
             parallelize.fill(chunk, mesh, initial)

@@ -243,3 +243,23 @@ def test_two_runs_in_a_directory_and_keep_every_from_the_command_line(tmp_path, 
     assert not [name for name in held if name.startswith(str(directory / "lock")) or "checkpoints" in name]
     assert train.main([*command, "--checkpoint.keep_every", "-1"]) == 2
     assert "checkpoint.keep_every=-1 must be 0 (none) or more" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_without_the_model_it_began_with(tmp_path, dataset, capsys):
+    """Its own checkpoints have all: weights, shape, and the files that travel with the model."""
+    run_ranks(1, run_recipe, recipe(tmp_path / "before", dataset, 1, "bf16"))
+    model = tmp_path / "model"
+    (tmp_path / "before/checkpoints/step_000001").rename(model)
+    (model / "huggingface").mkdir()
+    (model / "huggingface/generation_config.json").write_text("{}")
+    for name in ("whole", "parts"):
+        ours = dataclasses.replace(recipe(tmp_path / name, dataset, 3, "bf16", every=1), model=Model(load=str(model)))
+        (tmp_path / f"{name}.toml").write_text(config.to_toml(ours))
+    assert train.main([str(tmp_path / "whole.toml")]) == 0
+    assert train.main([str(tmp_path / "parts.toml"), "--run.steps", "2"]) == 0
+    model.rename(tmp_path / "elsewhere")
+    assert train.main([str(tmp_path / "parts.toml")]) == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert (tmp_path / "parts/checkpoints/step_000003/huggingface/generation_config.json").is_file()
+    assert train.main([str(tmp_path / "parts.toml"), "--run.directory", str(tmp_path / "new")]) == 2
+    assert "model is neither a checkpoint nor a run directory" in capsys.readouterr().err

@@ -50,7 +50,8 @@ class Saver:
         `published` is called on rank 0, in a thread.
         """
         self.wait()
-        path, live = distributed.begin(self.folder, origin, self.rank), dict(segments)
+        live = dict(segments)
+        path = distributed.begin(self.folder, origin, self.rank, sum(tensor.nbytes for tensor in live.values()))
         here = next((tensor.device for tensor in live.values() if tensor.is_cuda), None)
         ready = torch.cuda.current_stream(here).record_event() if here else None
         # made here: what a thread allocates comes from a heap of its own, whose pages are new each time

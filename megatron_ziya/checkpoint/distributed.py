@@ -56,6 +56,7 @@ from megatron_ziya.checkpoint.format import (
 )
 from megatron_ziya.checkpoint.huggingface import fingerprint
 from megatron_ziya.checkpoint.reader import Reader, check_tokenizer
+from megatron_ziya.checkpoint.streaming import require_space
 from megatron_ziya.config import Architecture
 from megatron_ziya.model.weights import shapes
 
@@ -128,8 +129,9 @@ def save(
 
     The three parts of it are `begin`, `write_part` and `publish`; background.py does the last two in a thread.
     """
-    path = begin(folder, origin, rank)
-    write_part(path, rank, dict(segments), architecture, origin)
+    owned = dict(segments)
+    path = begin(folder, origin, rank, sum(tensor.nbytes for tensor in owned.values()))
+    write_part(path, rank, owned, architecture, origin)
     barrier()
     if rank == 0:
         publish(path, architecture, origin, recipe, extra, huggingface)
@@ -137,11 +139,21 @@ def save(
     return path
 
 
-def begin(folder: Path, origin: Origin, rank: int) -> Path:
-    """Make room for a checkpoint, from all ranks. Returns what its path will be; until then it is `step_N.tmp`."""
+def begin(folder: Path, origin: Origin, rank: int, size: int) -> Path:
+    """Make room for a checkpoint, from all ranks, of which this one will write `size` bytes.
+
+    Returns what its path will be; until then it is `step_N.tmp`. Raises ValueError on rank 0 when the disk has no room
+    for it.
+    """
     path = folder / f"step_{origin.step:06d}"
+    sizes = [size]
+    if dist.is_initialized():
+        sizes = [0] * dist.get_world_size()
+        dist.all_gather_object(sizes, size)
     if rank == 0:
         remove_debris(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        require_space(folder, sum(sizes))
         fresh_folder(path)
     barrier()
     return path

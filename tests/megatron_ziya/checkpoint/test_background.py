@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -115,3 +116,22 @@ def test_a_full_disk_ends_the_run_in_a_line_and_leaves_what_was_whole(tmp_path, 
     monkeypatch.undo()
     assert train.main([str(tmp_path / "recipe.toml")]) == 0
     assert len(distributed.steps(tmp_path / "run/checkpoints")) == 4
+
+
+def room_of_150_for(size: int, folder: Path) -> str:
+    """What this rank is told; rank 0 lets the other go on."""
+    usage = shutil.disk_usage("/")
+    shutil.disk_usage = lambda path: usage._replace(free=150)
+    try:
+        distributed.begin(folder, Origin("run", 1), torch.distributed.get_rank(), size)
+    except ValueError as error:
+        distributed.barrier()
+        return str(error)
+    return ""
+
+
+def test_a_disk_without_room_for_all_parts_is_told_before_anything_is_written(tmp_path):
+    assert run_ranks(2, room_of_150_for, 70, tmp_path) == ["", ""]
+    said, nothing = run_ranks(2, room_of_150_for, 100, tmp_path / "other")
+    assert said.endswith("other needs 0.0 GB and the disk has 0.0 GB free; make room") and not nothing
+    assert not list((tmp_path / "other").iterdir())

@@ -263,3 +263,16 @@ def test_a_run_goes_on_without_the_model_it_began_with(tmp_path, dataset, capsys
     assert (tmp_path / "parts/checkpoints/step_000003/huggingface/generation_config.json").is_file()
     assert train.main([str(tmp_path / "parts.toml"), "--run.directory", str(tmp_path / "new")]) == 2
     assert "model is neither a checkpoint nor a run directory" in capsys.readouterr().err
+
+
+def test_five_ranks_go_on_from_seven(tmp_path, dataset):
+    """Shares that divide no weight, and a world that shrank."""
+    for name, sizes in (("alone", (1, 1)), ("moving", (7, 5))):
+        for step, ranks in enumerate(sizes, 1):
+            ours = recipe(tmp_path / name, dataset, step, "fp64")
+            data = dataclasses.replace(ours.data, global_batch_size=35)
+            run_ranks(ranks, run_recipe, dataclasses.replace(ours, data=data))
+    assert losses(tmp_path / "moving") == pytest.approx(losses(tmp_path / "alone"), rel=1e-12)
+    one, two = (Reader(tmp_path / name / "checkpoints/step_000002") for name in ("alone", "moving"))
+    for kind, name in one.segments:
+        torch.testing.assert_close(two.read(name, kind), one.read(name, kind), rtol=1e-10, atol=1e-14)

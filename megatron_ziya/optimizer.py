@@ -26,8 +26,8 @@ class State:
     @classmethod
     def of(cls, bucket: Bucket) -> "State":
         share = bucket.flat[bucket.share]
-        same = share.dtype == bucket.gradient.dtype  # then the weights themselves are the masters
-        master = share if same else share.to(bucket.gradient.dtype)
+        same = share.dtype == bucket.gradient_type  # then the weights themselves are the masters
+        master = share if same else share.to(bucket.gradient_type)
         return cls(bucket, master, torch.zeros_like(master), torch.zeros_like(master))
 
 

@@ -84,9 +84,11 @@ class Marks:
 
 
 def gradient_tensors(trainer: Trainer) -> list[torch.Tensor]:
-    tensors = [bucket.gradient for bucket in trainer.data.buckets]
+    tensors = []
     for bucket in trainer.data.buckets:
-        if isinstance(bucket, TreeBucket):
+        if not isinstance(bucket, TreeBucket):
+            tensors.append(bucket.gradient)
+        else:
             tensors += [node.value for nodes in bucket.nodes.values() for node in nodes]
             tensors += [weight.main_grad for weight in bucket.weights if weight.main_grad is not None]
     return tensors

@@ -45,11 +45,12 @@ class Bucket:
         for weight, offset in zip(weights, self.offsets, strict=True):
             view = self.flat[offset : offset + weight.numel()].view_as(weight)
             weight.data = view.copy_(weight.data)
-        self.gradient = torch.zeros(len(self.flat), dtype=gradient_type, device=mesh.device)
+        self.gradient_type = gradient_type
         self.place_gradients()
 
     def place_gradients(self) -> None:
-        """Each weight adds its gradients straight into its part of the flat buffer."""
+        """Each weight adds its gradients straight into its part of one flat buffer."""
+        self.gradient = torch.zeros(len(self.flat), dtype=self.gradient_type, device=self.flat.device)
         for weight, part in self.parts(self.gradient):
             weight.main_grad = part
 

@@ -82,7 +82,7 @@ class TreeBucket(Bucket):
         weight.main_grad = self._leaf(weight) if self.seen[weight] < self.micro_batches else None
 
     def _leaf(self, weight: Parameter) -> Tensor:
-        return torch.zeros(weight.shape, dtype=self.gradient.dtype, device=weight.device)
+        return torch.zeros(weight.shape, dtype=self.gradient_type, device=weight.device)
 
     def sum_over_holders(self) -> None:
         """One rank after the other, in the order of their ranks."""
@@ -96,7 +96,7 @@ class TreeBucket(Bucket):
     def _collect(self) -> None:
         """This rank's leftover nodes side by side: `leftover [nodes, elements of the bucket]`."""
         places = spans(self.first, self.first + self.micro_batches, self.rows)
-        self.leftover = torch.zeros(len(places), len(self.flat), dtype=self.gradient.dtype, device=self.flat.device)
+        self.leftover = torch.zeros(len(places), len(self.flat), dtype=self.gradient_type, device=self.flat.device)
         for number, flat in enumerate(self.leftover):
             for weight, part in self.parts(flat):
                 assert [(n.first, n.span) for n in self.nodes[weight]] == places
@@ -148,10 +148,11 @@ def cost(buckets: Sequence[Bucket], micro_batches: int) -> str:
     for _ in range(3):
         begin = time.perf_counter()
         for bucket in buckets:
-            torch.zeros_like(bucket.gradient).add_(bucket.gradient)
+            one = torch.zeros(len(bucket.flat), dtype=bucket.gradient_type, device=bucket.flat.device)
+            torch.zeros_like(one).add_(one)
         seconds = min(seconds, time.perf_counter() - begin)
     copies = micro_batches.bit_length() + 1  # partial sums of the tree, and the row's own gradient
-    mib = copies * sum(bucket.gradient.nbytes for bucket in buckets) / 2**20
+    mib = copies * sum(len(bucket.flat) * bucket.gradient_type.itemsize for bucket in buckets) / 2**20
     return (
         f"layout-invariant: one row a micro-batch; the tree over {micro_batches} rows a rank takes about "
         f"{1e3 * seconds * micro_batches:.1f} ms a step (measured) and up to {mib:.0f} MiB a rank"

@@ -78,7 +78,7 @@ def of_stages(recipe: Recipe, a: Architecture, ranks: int, device: str = "cuda")
         if p.invariant:
             sums = max(number.bit_count() for number in range(micro_batches)) + 1
             left = 1 if micro_batches & (micro_batches - 1) == 0 else sums
-            reduced, gradients = float(gradients * left), gradients * (1 + sums)
+            reduced, gradients = float(gradients * left), gradients * sums
         else:  # a CPU receives the shares of all others before it adds them up, NCCL gives their sum
             reduced = gradients * (1 if device == "cuda" else data_ranks - 1) / data_ranks
         reduced = 0.0 if data_ranks == 1 else reduced

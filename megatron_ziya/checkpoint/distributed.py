@@ -85,22 +85,26 @@ def write_weights(
     """
     path = Path(path)
     refuse_replacing(path)
-    wanted = {name: whole("weight", name, shape).key() for name, shape in shapes(architecture).items()}
+    logical = shapes(architecture)
+    wanted = {name: whole("weight", name, shape) for name, shape in logical.items()}
     temporary = fresh_folder(path)
     files: dict[str, str] = {}
     total, file, written = 0, temporary, None
+    pool = ThreadPoolExecutor(1)
     for name, tensor in weights:
-        shape = shapes(architecture).get(name) if name in wanted else None
+        shape = logical[name] if name in wanted else None
         if shape != tuple(tensor.shape):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the architecture asks for {shape}")
         if written is not None and (written.size > FILE_BYTES or not written.takes(tensor)):
             files[file.name], written = close_file(file, written), None
         if written is None:
             file = temporary / f"rank_{len(files):05d}.safetensors"
-            written = new_file(file, wanted.values(), CONVERTED)
-        segment = Segment.of_key(wanted.pop(name))
+            written = new_file(file, [segment.key() for segment in wanted.values()], CONVERTED)
+        segment = wanted.pop(name)
+        part = pool.submit(weights_sum, segment, tensor, shape)  # while it is written
         written.add(segment.key(), tensor.reshape(-1))
-        total += weights_sum(segment, tensor, shape)
+        total += part.result()
+    pool.shutdown()
     if written is not None:
         files[file.name] = close_file(file, written)
     if wanted:

@@ -213,7 +213,6 @@ def save(trainer: Trainer, directory: Path, mix: Mix, log: Any) -> None:
 
     if recipe.checkpoint.asynchronous:
         trainer.saver.start(origin, trainer.architecture, segments, toml, extra, travels, saved)
-        log.info(f"step {trainer.step}: being saved while training goes on")
         return
     path = checkpoint.save(folder, origin, trainer.architecture, segments, trainer.mesh.rank, toml, extra, travels)
     if trainer.mesh.rank == 0:

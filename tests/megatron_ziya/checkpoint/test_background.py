@@ -53,7 +53,7 @@ def test_steps_are_made_while_bytes_go_to_the_disk_and_change_nothing_of_them(tm
     )
     assert plain == slow
     log = (tmp_path / "slow/logs/rank_0.log").read_text()
-    assert "step 2: being saved while training goes on" in log and "step_000002 in" in log
+    assert "step_000002 in" in log
 
 
 def test_the_copy_is_of_the_moment_and_one_save_waits_for_the_other(tmp_path, monkeypatch):

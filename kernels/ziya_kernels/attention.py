@@ -18,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ziya_kernels import reference
 from ziya_kernels.attention_backward import (
     attention_backward_keys_kernel,
     attention_backward_queries_kernel,
@@ -25,7 +26,6 @@ from ziya_kernels.attention_backward import (
 )
 from ziya_kernels.attention_forward import attention_forward_kernel
 from ziya_kernels.launch import check, interpreted
-from ziya_kernels.reference import document_bounds
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,45 @@ class Tile:
     stages: int
 
 
-# The largest tiles that spill no register on sm_80 and sm_90, by head size; budgets.py --search lists the others.
-FORWARD = {32: Tile(64, 64, 4, 3), 64: Tile(128, 64, 8, 3), 128: Tile(128, 32, 8, 3)}
-BACKWARD_KEYS = {32: Tile(32, 128, 8, 2), 64: Tile(32, 128, 8, 2), 128: Tile(32, 64, 8, 3)}
-BACKWARD_QUERIES = {32: Tile(128, 64, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2)}
+# The largest tiles that spill no register on sm_80 and sm_90, by kernel and head size; budgets.py --search has others.
+TILES = {
+    "forward": {32: Tile(64, 64, 4, 3), 64: Tile(128, 64, 8, 3), 128: Tile(128, 32, 8, 3)},
+    "backward keys": {32: Tile(32, 128, 8, 2), 64: Tile(32, 128, 8, 2), 128: Tile(32, 64, 8, 3)},
+    "backward queries": {32: Tile(128, 64, 8, 2), 64: Tile(128, 64, 8, 2), 128: Tile(64, 64, 8, 2)},
+}
 # float32 needs twice the shared memory; and in the interpreter a short sequence then has several blocks
-SMALL = Tile(32, 16, 8, 1)
-SMALL_KEYS = Tile(16, 32, 8, 1)
+SMALL = {"forward": Tile(32, 16, 8, 1), "backward keys": Tile(16, 32, 8, 1), "backward queries": Tile(32, 16, 8, 1)}
+# where those spill
+TILES_OF: dict[str, dict[tuple[str, int], Tile]] = {
+    "sm_100": {("backward keys", 128): Tile(32, 32, 4, 2)},
+    "gfx942": {
+        ("backward keys", 32): Tile(32, 128, 8, 1),
+        ("backward keys", 64): Tile(32, 128, 8, 1),
+        ("backward keys", 128): Tile(32, 64, 4, 1),
+        ("backward queries", 128): Tile(64, 32, 8, 2),
+    },
+}
+SMALL_OF: dict[str, dict[tuple[str, int], Tile]] = {
+    "sm_100": {("backward keys", 32): Tile(16, 32, 4, 1), ("backward queries", 128): Tile(16, 16, 8, 1)}
+}
+SIZES = tuple(TILES["forward"])
+"""Head sizes."""
 
 
-def _tile(table: dict[int, Tile], q: Tensor) -> Tile:
-    if interpreted() or q.dtype == torch.float32:
-        return SMALL_KEYS if table is BACKWARD_KEYS else SMALL
-    return table[q.shape[-1]]
+def tile(kernel: str, size: int, wide: bool, target: str) -> Tile:
+    """The tile of `kernel` (a key of `TILES`) for heads of `size`, FP32 if `wide`; `target` as in budgets.py."""
+    own = (SMALL_OF if wide else TILES_OF).get(target, {})
+    return own.get((kernel, size), SMALL[kernel] if wide else TILES[kernel][size])
+
+
+def _tile(kernel: str, q: Tensor) -> Tile:
+    if interpreted():
+        return SMALL[kernel]
+    if torch.version.hip:
+        target = torch.cuda.get_device_properties(q.device).gcnArchName.split(":")[0]
+    else:  # one architecture a major version: sm_86 has the tiles of sm_80, sm_103 those of sm_100
+        target = f"sm_{torch.cuda.get_device_capability(q.device)[0]}0"
+    return tile(kernel, q.shape[-1], q.dtype == torch.float32, target)
 
 
 class _Attention(torch.autograd.Function):
@@ -59,8 +85,8 @@ class _Attention(torch.autograd.Function):
         rows, length, heads, size = q.shape
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(rows, heads, length, dtype=torch.float32, device=q.device)
-        tile = _tile(FORWARD, q)
-        attention_forward_kernel[(triton.cdiv(length, tile.queries), rows * heads)](
+        chosen = _tile("forward", q)
+        attention_forward_kernel[(triton.cdiv(length, chosen.queries), rows * heads)](
             q,
             k,
             v,
@@ -76,7 +102,7 @@ class _Attention(torch.autograd.Function):
             GROUP=heads // k.shape[2],
             D=size,
             DOCUMENTS=starts is not None,
-            **_launch(tile),
+            **_launch(chosen),
         )
         ctx.save_for_backward(q, k, v, out, lse, starts)
         return out
@@ -98,13 +124,13 @@ class _Attention(torch.autograd.Function):
             ends = torch.searchsorted(starts, starts, right=True, out_int32=True)
         numbers = (length, math.log2(math.e) / math.sqrt(size), *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
         shape = {"GROUP": heads // k.shape[2], "D": size, "DOCUMENTS": starts is not lse}
-        tile = _tile(BACKWARD_KEYS, q)
-        attention_backward_keys_kernel[(triton.cdiv(length, tile.keys), rows * k.shape[2])](
-            q, k, v, grad, lse, delta, starts, ends, grad_k, grad_v, *numbers, **shape, **_launch(tile), K=k.shape[2]
+        chosen = _tile("backward keys", q)
+        attention_backward_keys_kernel[(triton.cdiv(length, chosen.keys), rows * k.shape[2])](
+            q, k, v, grad, lse, delta, starts, ends, grad_k, grad_v, *numbers, **shape, **_launch(chosen), K=k.shape[2]
         )
-        tile = _tile(BACKWARD_QUERIES, q)
-        attention_backward_queries_kernel[(triton.cdiv(length, tile.queries), rows * heads)](
-            q, k, v, grad, lse, delta, starts, grad_q, *numbers, **shape, **_launch(tile), N=heads
+        chosen = _tile("backward queries", q)
+        attention_backward_queries_kernel[(triton.cdiv(length, chosen.queries), rows * heads)](
+            q, k, v, grad, lse, delta, starts, grad_q, *numbers, **shape, **_launch(chosen), N=heads
         )
         return grad_q, grad_k, grad_v, None
 
@@ -122,7 +148,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> 
     """
     check("attention", q=q, k=k, v=v)
     rows, length, heads, size = q.shape
-    if size not in FORWARD:
+    if size not in SIZES:
         raise ValueError(f"attention: head size {size} is not supported; use 32, 64 or 128, or kernels=torch")
     if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != size or heads % k.shape[2]:
         raise ValueError(
@@ -136,6 +162,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> 
             )
         starts = starts.to(torch.int32).contiguous()
         if interpreted():
-            document_bounds(starts)
+            reference.document_bounds(starts)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     return _Attention.apply(q, k, v, starts)
+
+
+def attention_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
+    """q [T, N, D], k and v [T, K, D], bounds [documents + 1] -> [T, N, D]; see `reference.attention_varlen`.
+
+    The same kernels over one row of T tokens: they find the documents by the first token of each, and skip what lies
+    outside of them. Raises ValueError as both do.
+    """
+    return reference.attention_varlen(q, k, v, bounds, attention)

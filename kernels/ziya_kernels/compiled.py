@@ -82,6 +82,18 @@ def _norm_backward(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tup
     return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
 
 
+def _norm_of_sum(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    total = x + residual
+    return *_norm(total, weight, eps), total
+
+
+def _norm_of_sum_backward(
+    grad: Tensor, grad_total: Tensor, total: Tensor, weight: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    grad_x, grad_weight = _norm_backward(grad, total, weight, rstd)
+    return grad_x + grad_total, grad_weight
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, codes: "Codes") -> Tensor:
@@ -93,6 +105,22 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         return *ctx.codes.norm_backward(grad, *ctx.saved_tensors), None, None
+
+
+class _RMSNormOfSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor, weight: Tensor, eps: float, codes: "Codes"
+    ) -> tuple[Tensor, Tensor]:
+        out, rstd, total = codes.norm_of_sum(x, residual, weight, eps)
+        ctx.save_for_backward(total, weight, rstd)
+        ctx.codes = codes
+        return out, total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight = ctx.codes.norm_of_sum_backward(grad, grad_total, *ctx.saved_tensors)
+        return grad_x, grad_x, grad_weight, None, None
 
 
 # --- rotary: (a, b) -> (a cos - b sin, b cos + a sin), a and b the two halves of a head
@@ -154,6 +182,7 @@ class Codes:
 
     def __init__(self) -> None:
         self.norm, self.norm_backward = Compiled(_norm), Compiled(_norm_backward)
+        self.norm_of_sum, self.norm_of_sum_backward = Compiled(_norm_of_sum), Compiled(_norm_of_sum_backward)
         self.rotate = Compiled(_rotate)
         self.swiglu_forward, self.swiglu_backward = Compiled(_swiglu), Compiled(_swiglu_backward)
         self.attend, self.attend_backward = Compiled(attention_short.forward), Compiled(attention_short.backward)
@@ -161,6 +190,10 @@ class Codes:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `reference.rms_norm`."""
         return _RMSNorm.apply(x, weight, eps, self)
+
+    def rms_norm_residual(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """See `reference.rms_norm_residual`."""
+        return _RMSNormOfSum.apply(x, residual, weight, eps, self)
 
     def rotary(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """See `reference.rotary`."""

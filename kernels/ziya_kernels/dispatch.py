@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ziya_kernels import apex, compiled, reference
+from ziya_kernels import apex, compiled, reference, reference_loss
 
 CHOICES = ("auto", "triton", "torch", "compiled", "apex")
 
@@ -19,18 +19,26 @@ class Kernels:
     name: str
     device: torch.device
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    rms_norm_residual: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     rotary: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     attention: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    attention_varlen: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     swiglu: Callable[[Tensor], Tensor]
     cross_entropy: Callable[[Tensor, Tensor], Tensor]
+    cross_entropy_share: Callable[[Tensor, Tensor, int], Tensor]
+    cross_entropy_share_gradient: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+    head_loss: Callable[[Tensor, Tensor, Tensor], Tensor]
     softmax: Callable[[Tensor, float, bool], Tensor]
     adamw: Callable[..., None]
+    fused_head: bool = False
+    """The head takes its loss from `cross_entropy_share`, instead of its own passes over FP32 scores: on a GPU."""
     cost: Callable[[], str] = str
     """What making the operators took so far, in words; empty when nothing is made at run time."""
 
     def describe(self) -> str:
         """One line for the log: the choice, the device, and the file that each operator comes from."""
-        operators = [field.name for field in fields(self) if field.name not in ("name", "device", "cost")]
+        others = ("name", "device", "fused_head", "cost")
+        operators = [field.name for field in fields(self) if field.name not in others]
         homes = {operator: getattr(self, operator).__module__.split(".")[-1] for operator in operators}
         listed = ", ".join(f"{operator}={home}" for operator, home in homes.items())
         return f"kernels={self.name} on {self.device}: {listed}"
@@ -41,10 +49,15 @@ def _torch(device: torch.device) -> Kernels:
         name="torch",
         device=device,
         rms_norm=reference.rms_norm,
+        rms_norm_residual=reference.rms_norm_residual,
         rotary=reference.rotary,
         attention=reference.attention,
+        attention_varlen=reference.attention_varlen,
         swiglu=reference.swiglu,
-        cross_entropy=reference.cross_entropy,
+        cross_entropy=reference_loss.cross_entropy,
+        cross_entropy_share=reference_loss.cross_entropy_share,
+        cross_entropy_share_gradient=reference_loss.cross_entropy_share_gradient,
+        head_loss=reference_loss.head_loss,
         softmax=reference.softmax,
         adamw=reference.adamw,
     )
@@ -60,12 +73,18 @@ def _triton(device: torch.device) -> Kernels:
         name="triton",
         device=device,
         rms_norm=rms_norm.rms_norm,
+        rms_norm_residual=rms_norm.rms_norm_residual,
         rotary=rotary.rotary,
         attention=attention.attention,
+        attention_varlen=attention.attention_varlen,
         swiglu=swiglu.swiglu,
         cross_entropy=cross_entropy.cross_entropy,
+        cross_entropy_share=cross_entropy.cross_entropy_share,
+        cross_entropy_share_gradient=cross_entropy.cross_entropy_share_gradient,
+        head_loss=cross_entropy.head_loss,
         softmax=softmax.softmax,
         adamw=adamw.adamw,
+        fused_head=True,
     )
 
 
@@ -78,6 +97,7 @@ def _compiled(device: torch.device) -> Kernels:
         _torch(device),
         name="compiled",
         rms_norm=codes.rms_norm,
+        rms_norm_residual=codes.rms_norm_residual,
         rotary=codes.rotary,
         attention=codes.attention,
         swiglu=codes.swiglu,
@@ -90,7 +110,8 @@ def select(name: str, device: torch.device) -> Kernels:
 
     auto is triton on a GPU where it is installed, otherwise torch. compiled is torch with the operators of
     `compiled.py`, which need a C++ compiler at run time; on a CPU alone. apex takes RMSNorm and Adam from NVIDIA apex
-    and the rest from auto. Raises ValueError for an unknown name and for one that cannot run here, saying what to use.
+    and the rest from auto, the RMSNorm of a sum too. Raises ValueError for an unknown name and for one that cannot run
+    here, saying what to use.
     """
     if name not in CHOICES:
         raise ValueError(f"kernels={name!r} is not known; use one of {', '.join(CHOICES)}")

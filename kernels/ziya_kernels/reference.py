@@ -23,13 +23,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _blocks(rows: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Slices of rows that are worked on one after another, so that FP32 temporaries stay small.
+def _block(device: torch.device) -> int:
+    """Elements that are worked on at once. On a CPU 2 MiB a thread stay in the last cache."""
+    return torch.get_num_threads() << 19 if device.type == "cpu" else 1 << 26
 
-    On a CPU a block of 2 MiB a thread stays in the last cache: the loss of 32,000 pieces takes a third of the time.
-    """
-    elements = torch.get_num_threads() << 19 if device.type == "cpu" else 1 << 26
-    step = max(1, elements // width)
+
+def _blocks(rows: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices of rows that are worked on one after another, so that FP32 temporaries stay small."""
+    step = max(1, _block(device) // width)
     for start in range(0, rows, step):
         yield slice(start, start + step)
 
@@ -67,6 +68,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps)
 
 
+def rms_norm_residual(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x, residual [..., H], weight [H] -> (the norm of x + residual, x + residual); the sum is rounded first."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
 # --- rotary: (a, b) -> (a cos - b sin, b cos + a sin), a and b the two halves of a head
 
 
@@ -84,14 +91,18 @@ def rotary_table(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """out, x [B, S, N, D]; cos, sin [B, S, 1, D/2]; all of one type."""
-    half = x.shape[-1] // 2
-    torch.mul(x[..., :half], cos, out=out[..., :half]).addcmul_(x[..., half:], sin, value=-1)
-    torch.mul(x[..., half:], cos, out=out[..., half:]).addcmul_(x[..., :half], sin)
+    first, second = x.chunk(2, -1)
+    first_out, second_out = out.chunk(2, -1)
+    torch.mul(first, cos, out=first_out).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=second_out).addcmul_(first, sin)
     return out
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [B, S, N, D]; cos, sin [B, S, 1, D/2] of the type to compute in."""
+    if x.dtype != cos.dtype and x.numel() <= _block(x.device):
+        wide = x.to(cos.dtype)
+        return _rotate_into(torch.empty_like(wide), wide, cos, sin).to(x.dtype)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.dtype == cos.dtype:
         return _rotate_into(out, x, cos, sin)
@@ -193,6 +204,36 @@ def attention(
     return torch.cat([_documents(*row) for row in rows]).to(dtype)
 
 
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: Tensor,
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = attention,
+) -> Tensor:
+    """Documents one after another without rows: q [T, N, D], k and v [T, K, D] -> [T, N, D]; causal in each document.
+
+    bounds [documents + 1] int32 or int64 (flash-attn's cu_seqlens): document i is the tokens from bounds[i] up to
+    bounds[i + 1]; it may be empty. `attend` takes the place of `attention`. Raises ValueError for other shapes, and for
+    bounds that do not go up from 0 to T; on a GPU that is trusted, since looking would wait for it at every layer.
+    """
+    tokens = q.shape[0]
+    if q.dim() != 3 or bounds.dim() != 1 or len(bounds) < 2 or bounds.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"attention_varlen: q is {tuple(q.shape)}, bounds {tuple(bounds.shape)} {bounds.dtype}; "
+            "they must be [T, N, D] and [documents + 1] int32 or int64"
+        )
+    if bounds.device != q.device:
+        raise ValueError(f"attention_varlen: bounds are on {bounds.device} but q on {q.device}; move one of them")
+    if bounds.device.type == "cpu":
+        known = bounds.tolist()
+        if known[0] != 0 or known[-1] != tokens or known != sorted(known):
+            raise ValueError(f"attention_varlen: bounds={known} must go up from 0 to the number of tokens, {tokens}")
+    index = torch.arange(tokens, device=q.device, dtype=bounds.dtype)
+    starts = bounds[torch.searchsorted(bounds, index, right=True) - 1]
+    return attend(q[None], k[None], v[None], starts[None])[0]
+
+
 # --- SwiGLU: silu(gate) * up
 
 
@@ -201,34 +242,50 @@ def _silu(gate: Tensor, room: Tensor) -> Tensor:
     return torch.ops.aten.silu.out(gate, out=room) if gate.dtype == room.dtype else F.silu(gate)
 
 
+def _swiglu_into(out: Tensor, gate_up: Tensor) -> None:
+    gate, up = gate_up.to(_wide(gate_up.dtype)).chunk(2, -1)
+    silu = _silu(gate, out)
+    if silu.dtype == out.dtype:
+        torch.mul(silu, up, out=out)
+    else:  # `out=` of another type is slower by half
+        out.copy_(silu.mul_(up))
+
+
+def _swiglu_backward_into(out: Tensor, gate_up: Tensor, grad: Tensor) -> None:
+    gate, up = gate_up.to(_wide(gate_up.dtype)).chunk(2, -1)
+    grad_gate, grad_up = out.chunk(2, -1)
+    grad = grad.to(gate.dtype)
+    silu = _silu(gate, grad_up)
+    if silu.dtype == out.dtype:
+        torch.mul(silu, grad, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+    else:
+        grad_up.copy_(silu.mul_(grad))
+        grad_gate.copy_(torch.ops.aten.silu_backward(grad.mul_(up), gate))
+
+
+def _by_blocks(work: Callable[..., None], out: Tensor, *inputs: Tensor) -> Tensor:
+    """work(out, *inputs) on blocks of rows; at once where they fit, since slicing costs more than a small work."""
+    if max(out.numel(), inputs[0].numel()) <= _block(out.device):
+        work(out, *inputs)
+        return out
+    rows = [x.reshape(-1, x.shape[-1]) for x in (out, *inputs)]
+    for part in _blocks(len(rows[0]), rows[1].shape[1], out.device):
+        work(*(x[part] for x in rows))
+    return out
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        rows = gate_up.reshape(-1, gate_up.shape[-1])
-        width = rows.shape[1] // 2
-        out = torch.empty(rows.shape[0], width, dtype=rows.dtype, device=rows.device)
-        for part in _blocks(rows.shape[0], rows.shape[1], rows.device):
-            gate, up = rows[part].to(_wide(rows.dtype)).split(width, dim=-1)
-            torch.mul(_silu(gate, out[part]), up, out=out[part])
-        return out.view(*gate_up.shape[:-1], width)
+        out = gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
+        return _by_blocks(_swiglu_into, out, gate_up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        rows = gate_up.reshape(-1, gate_up.shape[-1])
-        width, wide = rows.shape[1] // 2, _wide(rows.dtype)
-        grad_rows = grad.reshape(-1, width)
-        out = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
-        for part in _blocks(rows.shape[0], rows.shape[1], rows.device):
-            gate, up = rows[part].to(wide).split(width, dim=-1)
-            grad_part = grad_rows[part].to(wide)
-            torch.mul(_silu(gate, out[part, width:]), grad_part, out=out[part, width:])
-            if rows.dtype == wide:
-                torch.ops.aten.silu_backward.grad_input(grad_part * up, gate, grad_input=out[part, :width])
-            else:
-                out[part, :width] = torch.ops.aten.silu_backward(grad_part * up, gate)
-        return out.view(gate_up.shape)
+        return _by_blocks(_swiglu_backward_into, gate_up.new_empty(gate_up.shape), gate_up, grad)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -239,38 +296,6 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if gate_up.shape[-1] % 2:
         raise ValueError(f"gate_up has a last size of {gate_up.shape[-1]}; it holds gate and up, so must be even")
     return _SwiGLU.apply(gate_up)
-
-
-# --- cross entropy: logsumexp(logits) - logits[target]
-
-
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, targets)
-        loss = torch.empty(targets.shape, dtype=_wide(logits.dtype), device=logits.device)
-        for part in _blocks(logits.shape[0], logits.shape[1], logits.device):
-            log_probabilities = logits[part].to(loss.dtype).log_softmax(-1)
-            loss[part] = log_probabilities.gather(1, targets[part].unsqueeze(1)).squeeze(1).neg_()
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logits, targets = ctx.saved_tensors
-        out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        for part in _blocks(logits.shape[0], logits.shape[1], logits.device):
-            weight = grad[part].unsqueeze(1)
-            room = out[part] if out.dtype == grad.dtype else None  # straight into the result: a quarter less in FP32
-            probabilities = torch.softmax(logits[part].to(grad.dtype), -1, out=room).mul_(weight)
-            probabilities.scatter_add_(1, targets[part].unsqueeze(1), -weight)
-            if room is None:
-                out[part] = probabilities
-        return out, None
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """logits [T, V], targets [T] int64 in 0..V-1 -> loss [T] in FP32 (natural logarithm, no reduction)."""
-    return _CrossEntropy.apply(logits, targets)
 
 
 # --- softmax(scale * scores), keys after the query masked

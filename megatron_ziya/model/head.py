@@ -2,7 +2,8 @@
 
 Logits are made a chunk of tokens at a time, in FP32 for the softmax, and the gradients are worked out while a chunk
 is there, as Liger's and Apple's cut-cross-entropy do. `parallel/cross_entropy.py` splits the vocabulary by overriding
-the four small methods of `Head`.
+the small methods of `Head`. Where the kernels have a loss of their own (`Kernels.fused_head`: on a GPU), the scores
+stay in the model's type and become their own gradient in place.
 
 Letters: T tokens, H hidden, V vocabulary (a rank's share with tensor parallel).
 """
@@ -13,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from megatron_ziya.model.linear import Parameter, add_weight_gradient, announce, product
-
-CHUNK = 1024  # tokens; 1,024 x 39,424 FP32 logits are 160 MB
+from ziya_kernels import Kernels
+from ziya_kernels.head_loss import CHUNK, chunked
 
 
 class Head(nn.Module):
     """Scores over the vocabulary and the next-token loss."""
 
-    def __init__(self, vocabulary: int, hidden: int) -> None:
+    def __init__(self, vocabulary: int, hidden: int, kernels: Kernels) -> None:
         super().__init__()
-        self.vocabulary = vocabulary
+        self.vocabulary = self.existing = vocabulary
+        self.kernels = kernels
         self.weight = Parameter(torch.empty(vocabulary, hidden))
 
     def forward(self, x: Tensor, targets: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -53,6 +55,10 @@ class Head(nn.Module):
         """Rows of this rank's weight for the targets, and where they are really here (None = everywhere)."""
         return targets, None
 
+    def exchange(self, numbers: Tensor) -> Tensor:
+        """`[3, T]` of this rank's share (`Kernels.cross_entropy_share`) -> `[3 R, T]` of all R ranks that have one."""
+        return numbers
+
     def exponentials(self, scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turn `scores [T, V]` into exp(score - shift), in place.
 
@@ -70,33 +76,9 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, scale: float, head: Head, wanted: bool
     ) -> tuple[Tensor, Tensor]:
-        hidden = head.gather(x)
-        losses, d_hidden, d_weight = [], torch.empty_like(hidden) if wanted else None, None
-        for start in range(0, len(hidden), CHUNK):
-            part = slice(start, start + CHUNK)
-            logits = product(hidden[part], weight)  # [chunk, V]
-            scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            rows, here = head.local_targets(targets[part])
-            chosen = scores.gather(1, rows[:, None])[:, 0]
-            chosen = chosen if here is None else torch.where(here, chosen, 0.0)
-            shift, total, target = head.exponentials(scores, chosen)  # from here on scores holds exponentials
-            losses.append(torch.where(mask[part], total.log() + shift - target, 0.0))
-            if d_hidden is None:
-                continue
-            # d loss / d score = softmax - one_hot, written over the exponentials
-            seed = mask[part].to(scores.dtype) * scale
-            scores.mul_((seed / total)[:, None])
-            scores.scatter_add_(1, rows[:, None], -(seed if here is None else seed * here)[:, None])
-            d_logits = scores.to(hidden.dtype)
-            d_hidden[part] = product(d_logits, weight.t())
-            if getattr(weight, "apart", False):  # `main_grad` may still be the previous micro-batch's
-                d_part: Tensor | None = (d_logits.t() @ hidden[part]).to(scores.dtype)
-            else:
-                d_part = add_weight_gradient(weight, d_logits, hidden[part], last=False)
-            if d_part is not None:
-                d_weight = d_part if d_weight is None else d_weight + d_part
-        ctx.head, ctx.weight, ctx.gradients = head, weight, (d_hidden, d_weight)
-        token_losses = torch.cat(losses)
+        work_out = _by_kernels if head.kernels.fused_head else _by_passes
+        token_losses, *gradients = work_out(head, head.gather(x), weight, targets, mask, scale, wanted)
+        ctx.head, ctx.weight, ctx.gradients = head, weight, gradients
         ctx.mark_non_differentiable(token_losses)
         return token_losses.sum() * scale, token_losses
 
@@ -113,3 +95,60 @@ class _HeadLoss(torch.autograd.Function):
         else:
             d_hidden, d_weight = d_hidden * seed, d_weight * seed
         return d_hidden, d_weight, None, None, None, None, None
+
+
+Worked = tuple[Tensor, Tensor | None, Tensor | None]
+"""The loss of each token `[T]`, and the gradients of hidden states and weight, where they are wanted and not added."""
+
+
+def _by_passes(
+    head: Head, hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, scale: float, wanted: bool
+) -> Worked:
+    losses, d_hidden, d_weight = [], torch.empty_like(hidden) if wanted else None, None
+    for start in range(0, len(hidden), CHUNK):
+        part = slice(start, start + CHUNK)
+        logits = product(hidden[part], weight)  # [chunk, V]
+        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        rows, here = head.local_targets(targets[part])
+        chosen = scores.gather(1, rows[:, None])[:, 0]
+        chosen = chosen if here is None else torch.where(here, chosen, 0.0)
+        shift, total, target = head.exponentials(scores, chosen)  # from here on scores holds exponentials
+        losses.append(torch.where(mask[part], total.log() + shift - target, 0.0))
+        if d_hidden is None:
+            continue
+        # d loss / d score = softmax - one_hot, written over the exponentials
+        seed = mask[part].to(scores.dtype) * scale
+        scores.mul_((seed / total)[:, None])
+        scores.scatter_add_(1, rows[:, None], -(seed if here is None else seed * here)[:, None])
+        d_logits = scores.to(hidden.dtype)
+        d_hidden[part] = product(d_logits, weight.t())
+        d_weight = _add(weight, d_logits, hidden[part], d_weight)
+    return torch.cat(losses), d_hidden, d_weight
+
+
+def _by_kernels(
+    head: Head, hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, scale: float, wanted: bool
+) -> Worked:
+    rows, here = head.local_targets(targets)
+    rows = rows if here is None else torch.where(here, rows, -1)
+    seed = mask.to(torch.promote_types(hidden.dtype, torch.float32)) * scale
+    d_weight: Tensor | None = None
+
+    def add(d_logits: Tensor, inputs: Tensor) -> None:
+        nonlocal d_weight
+        d_weight = _add(weight, d_logits, inputs, d_weight)
+
+    share, share_gradient = head.kernels.cross_entropy_share, head.kernels.cross_entropy_share_gradient
+    losses, d_hidden = chunked(
+        hidden, weight, rows, seed, head.existing, share, share_gradient, head.exchange, add if wanted else None
+    )
+    return torch.where(mask, losses, 0.0), d_hidden, d_weight
+
+
+def _add(weight: Tensor, d_logits: Tensor, inputs: Tensor, before: Tensor | None) -> Tensor | None:
+    """Add a chunk's gradient of the weight to its buffer; where that cannot be, return it added to `before`."""
+    if getattr(weight, "apart", False):  # `main_grad` may still be the previous micro-batch's
+        part: Tensor | None = (d_logits.t() @ inputs).to(torch.promote_types(inputs.dtype, torch.float32))
+    else:
+        part = add_weight_gradient(weight, d_logits, inputs, last=False)
+    return before if part is None else part if before is None else before + part

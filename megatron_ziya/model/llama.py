@@ -47,6 +47,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.kernels.rms_norm(x, self.weight, self.eps)
 
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of `x + residual`, and that sum; one kernel on a GPU."""
+        return self.kernels.rms_norm_residual(x, residual, self.weight, self.eps)
+
 
 class Attention(nn.Module):
     """Causal attention with rotary positions; fused QKV."""
@@ -103,11 +107,13 @@ class Layer(nn.Module):
         self.mlp = MLP(a, kernels) if mlp else None
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: MicroBatch) -> Tensor:
-        if self.attention is not None and self.attention_norm is not None:
-            x = x + self.attention(self.attention_norm(x), rotary, batch)
-        if self.mlp is not None and self.mlp_norm is not None:
-            x = x + self.mlp(self.mlp_norm(x))
-        return x
+        if self.attention is None or self.attention_norm is None:
+            assert self.mlp is not None and self.mlp_norm is not None
+            return x + self.mlp(self.mlp_norm(x))
+        if self.mlp is None or self.mlp_norm is None:
+            return x + self.attention(self.attention_norm(x), rotary, batch)
+        normal, x = self.mlp_norm.of_sum(self.attention(self.attention_norm(x), rotary, batch), x)
+        return x + self.mlp(normal)
 
 
 class Embedding(nn.Module):
@@ -140,7 +146,7 @@ class Llama(nn.Module):
             {str(i): Layer(a, kernels, 2 * i in halves, 2 * i + 1 in halves) for i in sorted({h // 2 for h in halves})}
         )
         self.norm = RMSNorm(a.hidden_size, a.rms_norm_eps, kernels) if last else None
-        self.head = Head(a.vocabulary_size, a.hidden_size) if last else None
+        self.head = Head(a.vocabulary_size, a.hidden_size, kernels) if last else None
         self.share_of_head: nn.Module | None = None
         """Where the head is spread over the pipeline stages, the share of this one. Then the last slice has none."""
         if a.tied and self.embedding is not None and self.head is not None:

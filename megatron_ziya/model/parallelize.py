@@ -66,7 +66,7 @@ def build(a: Architecture, p: Parallel, mesh: Mesh, kernels: Kernels, dtype: tor
             if p.spread_head:
                 model.head = None
                 if not chunks:  # one share a stage, beside its first slice
-                    head = Head(a.vocabulary_size, a.hidden_size)
+                    head = Head(a.vocabulary_size, a.hidden_size, kernels)
                     model.share_of_head = SpreadHead(head, mesh, p.sequence)
             if mesh.tensor.size > 1:
                 split_over_tensor_axis(model, mesh, p.sequence)

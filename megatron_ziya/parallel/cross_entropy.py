@@ -31,7 +31,7 @@ from megatron_ziya.parallel.tensor import vocabulary_share
 class VocabParallelHead(Head):
     def __init__(self, plain: Head, axis: Axis, sequence: bool) -> None:
         torch.nn.Module.__init__(self)
-        self.vocabulary, self.axis, self.sequence = plain.vocabulary, axis, sequence
+        self.vocabulary, self.axis, self.sequence, self.kernels = plain.vocabulary, axis, sequence, plain.kernels
         self.first, rows, self.existing = vocabulary_share(plain.vocabulary, axis)
         self.weight = Parameter(plain.weight.new_empty(rows, plain.weight.shape[1]))
 
@@ -47,6 +47,9 @@ class VocabParallelHead(Head):
         here = (targets >= self.first) & (targets < self.first + self.existing)
         return torch.where(here, targets - self.first, 0), here
 
+    def exchange(self, numbers: Tensor) -> Tensor:
+        return start_gather(numbers, self.axis).wait()
+
     def exponentials(self, scores: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scores[:, self.existing :] = float("-inf")  # padding takes no probability and gets no gradient
         largest = all_reduce(scores.amax(dim=-1), self.axis, dist.ReduceOp.MAX)
@@ -59,12 +62,14 @@ class SpreadHead(nn.Module):
     """A rank's share of a head that is spread over the ranks of `Mesh.head`: stages x tensor-parallel ranks.
 
     Calling it is the first part, `S` of the schedule: the scores `[T, v]`. `gradient` is the second, `T`. In between
-    the exponentials of the scores are kept, FP32, of this rank's share alone.
+    the exponentials of the scores are kept, FP32, of this rank's share alone; where the kernels have a loss of their
+    own (`Kernels.fused_head`), the scores themselves, in the model's type.
     """
 
     def __init__(self, plain: Head, mesh: Mesh, sequence: bool) -> None:
         super().__init__()
         self.vocabulary, self.axis, self.tensor, self.sequence = plain.vocabulary, mesh.head, mesh.tensor, sequence
+        self.kernels = plain.kernels
         self.first, rows, self.existing = vocabulary_share(plain.vocabulary, self.axis)
         self.weight = Parameter(plain.weight.new_empty(rows, plain.weight.shape[1]))
 
@@ -73,15 +78,20 @@ class SpreadHead(nn.Module):
         """`x` is `[t, H]` with sequence parallel, else `[T, H]`; the rest as for `Head`."""
         hidden = start_gather(x, self.tensor).wait() if self.sequence else x
         logits = product(hidden, self.weight)
-        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         here = (targets >= self.first) & (targets < self.first + self.existing)
         rows = torch.where(here, targets - self.first, 0)
+        seed = mask.to(torch.promote_types(logits.dtype, torch.float32)) * scale
+        if self.kernels.fused_head:
+            rows = torch.where(here, rows, -1)
+            own = self.kernels.cross_entropy_share(logits, rows, self.existing)
+            return Scores(hidden, logits, own[0], rows, here, mask, seed, start_gather(own, self.axis))
+        scores = logits.to(seed.dtype)
         chosen = torch.where(here, scores.gather(1, rows[:, None])[:, 0], 0.0)
         scores[:, self.existing :].fill_(float("-inf"))  # padding takes no probability and gets no gradient
         largest = scores.amax(dim=-1).clamp_(min=torch.finfo(scores.dtype).min)  # a share may be padding alone
         total = scores.sub_(largest[:, None]).exp_().sum(dim=-1)
         numbers = start_gather(torch.stack([largest, total, chosen]), self.axis)
-        return Scores(hidden, scores, largest, rows, here, mask, mask.to(scores.dtype) * scale, numbers)
+        return Scores(hidden, scores, largest, rows, here, mask, seed, numbers)
 
     @torch.no_grad()
     def gradient(self, scores: "Scores") -> tuple[Tensor, Tensor]:
@@ -93,11 +103,16 @@ class SpreadHead(nn.Module):
         most = largest.amax(dim=0)
         total = (total * (largest - most).exp()).sum(dim=0)
         losses = torch.where(scores.mask, total.log() + most - chosen.sum(dim=0), 0.0)
-        # d loss / d score = softmax - one_hot, written over the exponentials
-        factor = scores.seed * (scores.largest - most).exp() / total
-        d_scores = scores.exponentials.mul_(factor[:, None])
-        d_scores.scatter_add_(1, scores.rows[:, None], -(scores.seed * scores.here)[:, None])
-        d_logits = d_scores.to(scores.hidden.dtype)
+        if self.kernels.fused_head:
+            lse = total.log() + most
+            own = scores.values, scores.rows, lse, scores.seed, self.existing
+            d_logits = self.kernels.cross_entropy_share_gradient(*own)
+        else:
+            # d loss / d score = softmax - one_hot, written over the exponentials
+            factor = scores.seed * (scores.largest - most).exp() / total
+            d_scores = scores.values.mul_(factor[:, None])
+            d_scores.scatter_add_(1, scores.rows[:, None], -(scores.seed * scores.here)[:, None])
+            d_logits = d_scores.to(scores.hidden.dtype)
         start = start_reduce_scatter if self.sequence else start_all_reduce
         d_hidden = start(product(d_logits, self.weight.t()), self.tensor)
         add_weight_gradient(self.weight, d_logits, scores.hidden)
@@ -110,8 +125,8 @@ class Scores:
 
     hidden: Tensor
     """`[T, H]`"""
-    exponentials: Tensor
-    """exp(score - largest) `[T, v]`"""
+    values: Tensor
+    """exp(score - largest) `[T, v]`; with `Kernels.fused_head` the scores as they are."""
     largest: Tensor
     """Of this rank's scores."""
     rows: Tensor

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="session")
 def interpreted() -> Iterator[Callable[..., Any]]:
     """interpreted(operator, arguments, grads) -> (outputs, gradients, arguments after the call), by interpreter.py."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels"), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     worker = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("interpreter.py"))],
         stdin=subprocess.PIPE,

@@ -98,10 +98,35 @@ def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return c
 
 
+def model(dtype: torch.dtype, kernels: str) -> tuple[torch.Tensor, ...]:
+    """A small model of the engine on `kernels`: the loss of each token, and the gradient of every weight."""
+    from megatron_ziya.config import Architecture, Parallel
+    from megatron_ziya.model import parallelize
+    from megatron_ziya.model.llama import MicroBatch
+    from megatron_ziya.parallel.mesh import Mesh
+
+    a = Architecture(
+        vocabulary_size=131, hidden_size=64, intermediate_size=104, layers=2, heads=2, kv_heads=1, max_positions=20
+    )
+    generator, mesh = torch.Generator().manual_seed(7), Mesh()
+    (whole,) = parallelize.build(a, Parallel(), mesh, select(kernels, mesh.device), dtype)
+
+    def weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        # matrices of four times the usual size: at 0.02 the layers of so small a model hardly change what they read
+        return parallelize.initial_weight(name, shape, a, 0) * (4 if len(shape) == 2 else 1)
+
+    parallelize.fill(whole, mesh, weight)
+    tokens, targets = torch.randint(131, (2, 1, 20), generator=generator)
+    starts = torch.tensor([[0] * 7 + [7] * 13], dtype=torch.int32)
+    loss, losses = whole(tokens.flatten(), MicroBatch(tokens, targets, targets % 5 > 0, starts))
+    loss.backward()
+    return losses, *(weight.grad for weight in whole.parameters())
+
+
 def answer(operator: str, arguments: tuple, grads: tuple) -> tuple[tuple, tuple, tuple]:
     """-> (outputs, gradients of the arguments that require one, arguments after the call)."""
     kernels = select("triton", torch.device("cpu"))
-    function = {"cast": cast, "dot": dot}.get(operator) or getattr(kernels, operator)
+    function = {"cast": cast, "dot": dot, "model": model}.get(operator) or getattr(kernels, operator)
     outputs = function(*arguments)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]

@@ -27,6 +27,11 @@ def rms_norm(kernels: object) -> tuple[Callable[..., Tensor], list[Tensor]]:
     return lambda x, weight: kernels.rms_norm(x, weight, 1e-5), inputs  # type: ignore[attr-defined]
 
 
+def rms_norm_residual(kernels: object) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    inputs = [torch.randn(10, 48), torch.randn(10, 48), torch.rand(48) + 0.5]
+    return lambda *given: torch.cat(kernels.rms_norm_residual(*given, 1e-5)), inputs  # type: ignore[attr-defined]
+
+
 def rotary(kernels: object) -> tuple[Callable[..., Tensor], list[Tensor]]:
     cos, sin = reference.rotary_table(torch.arange(10)[None], 0.1 ** torch.arange(8))
 
@@ -63,7 +68,7 @@ def run(function: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("operator", [rms_norm, rotary, swiglu, attention])
+@pytest.mark.parametrize("operator", [rms_norm, rms_norm_residual, rotary, swiglu, attention])
 def test_error_is_at_most_twice_that_of_the_plain_twin(operator, dtype):
     """FlashAttention's rule; sums of another order leave no more than that."""
     torch.manual_seed(0)

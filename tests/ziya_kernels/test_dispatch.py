@@ -29,7 +29,12 @@ def test_describe_is_one_line_that_names_every_operator() -> None:
     line = select("torch", CPU).describe()
     assert line.startswith("kernels=torch on cpu: ")
     assert "\n" not in line
-    for operator in ("rms_norm", "rotary", "attention", "swiglu", "cross_entropy", "softmax", "adamw"):
+    operators = (
+        "rms_norm", "rms_norm_residual", "rotary", "attention", "attention_varlen", "swiglu", "cross_entropy",
+        "cross_entropy_share", "cross_entropy_share_gradient", "head_loss", "softmax", "adamw",
+    )  # fmt: skip
+    assert {part.split("=")[0] for part in line.partition(": ")[2].split(", ")} == set(operators)
+    for operator in operators:
         assert f"{operator}=reference" in line
 
 

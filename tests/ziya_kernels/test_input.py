@@ -25,14 +25,21 @@ def qkv(size: int = 64, heads: int = 2, kv_heads: int = 1) -> tuple[torch.Tensor
         ("rms_norm", (torch.zeros(2, 4).double(), torch.ones(4), 1e-5), "float64; use float32, float16 or bfloat16"),
         ("rms_norm", (torch.zeros(2, 4), torch.ones(5), 1e-5), r"weight is \(5,\)"),
         ("rms_norm", (torch.zeros(1, 70000), torch.ones(70000), 1e-5), "70000 elements is past the limit of 65536"),
+        ("rms_norm_residual", (torch.zeros(2, 4), torch.zeros(1, 4), torch.ones(4), 1e-5), r"residual is \(1, 4\)"),
+        ("rms_norm_residual", (torch.zeros(2, 4), torch.zeros(2, 4, dtype=half), torch.ones(4), 1e-5), "convert one"),
         ("swiglu", (torch.zeros(2, 5),), "must be even"),
         ("softmax", (torch.zeros(5, 3), 1.0, True), "5 queries over 3 keys"),
         ("attention", (*qkv(size=80), None), "head size 80 is not supported; use 32, 64 or 128"),
         ("attention", (*qkv(heads=3, kv_heads=2), None), "N a multiple of K"),
         ("attention", (*qkv(), torch.zeros(1, 5, dtype=torch.int32)), r"starts is \(1, 5\)"),
         ("attention", (qkv()[0].to(half), *qkv()[1:], None), "k is torch.float32 but q torch.bfloat16"),
+        ("attention_varlen", (*qkv(), torch.tensor([0, 4])), r"q is \(1, 4, 2, 64\)"),
+        ("attention_varlen", (*(x[0] for x in qkv()), torch.tensor([0.0, 4.0])), "int32 or int64"),
+        ("attention_varlen", (*(x[0] for x in qkv()), torch.tensor([0, 2])), r"bounds=\[0, 2\] must go up from 0"),
         ("rotary", (*qkv()[:2], torch.zeros(1, 4, 16), torch.zeros(1, 4, 16)), "as rotary_table"),
         ("cross_entropy", (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int32)), r"\[T\] int64"),
+        ("cross_entropy_share", (torch.zeros(2, 4), torch.zeros(3, dtype=torch.int64), 4), r"\[T, V\] and \[T\] int64"),
+        ("head_loss", (torch.zeros(2, 4), torch.zeros(5, 3), torch.zeros(2, dtype=torch.int64)), r"\[V, H\] and \[T\]"),
         ("adamw", (*[torch.zeros(3, dtype=half)] * 4, 0.1, 0.9, 0.9, 1e-8, 0.1, 1), "must be flat, contiguous"),
     ],
 )  # fmt: skip
@@ -48,6 +55,13 @@ def test_twins_refuse() -> None:
         reference.softmax(torch.zeros(5, 3), 1.0, True)
     with pytest.raises(ValueError, match=r"inv_freq is torch.bfloat16; rotary angles need torch.float32"):
         rotary_table(torch.zeros(1, 1), torch.ones(4, dtype=half))
+
+
+@pytest.mark.parametrize("bounds", [[0, 3], [1, 4], [0, 3, 2, 4], [0, 5]])
+def test_bounds_that_describe_no_documents(bounds: list[int]) -> None:
+    q, k, v = (x[0] for x in qkv())
+    with pytest.raises(ValueError, match=r"bounds=\[.*\] must go up from 0 to the number of tokens, 4"):
+        reference.attention_varlen(q, k, v, torch.tensor(bounds, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("starts", [[1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 0, 0], [0, 3, 3, 3]])

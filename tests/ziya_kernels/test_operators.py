@@ -1,12 +1,15 @@
 """Each operator, plain and Triton, forward and backward, against FP64.
 
 The rule is FlashAttention's: the error may be at most twice that of PyTorch's own operators in the same type (plus
-one rounding of the largest value, since PyTorch's error may be 0 by luck).
+one rounding of the largest value, since PyTorch's error may be 0 by luck). PyTorch's 16-bit operators round several
+times; what ours round once (`ROUNDED_ONCE`) is held to that one rounding, element by element, and to twice PyTorch's
+error in FP32 on the same 16-bit inputs: a statistic that is not FP32, or a wrong eps, shows.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,6 +20,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from ziya_kernels import rotary_table, select
 
+ROUNDED_ONCE = {
+    "rms_norm": 3, "rotary": 4, "swiglu": 2, "cross_entropy": 2, "softmax": 1, "attention": 4, "attention_varlen": 4,
+}  # fmt: skip
+"""How many results and gradients, from the first on, are rounded once, at their end. Attention: on a CPU alone."""
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 FREQUENCIES = 10000.0 ** (-torch.arange(32) / 32)
 
@@ -55,11 +62,22 @@ def attention_case(
     return Case(f"attention {name}", "attention", shapes, (start,))
 
 
+def varlen_case(name: str, heads: int, kv_heads: int, size: int, *lengths: int) -> Case:
+    tokens = sum(lengths)
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    shapes = ((tokens, heads, size), (tokens, kv_heads, size), (tokens, kv_heads, size))
+    return Case(f"attention_varlen {name}", "attention_varlen", shapes, (bounds,))
+
+
 CASES = [
     Case("rms_norm", "rms_norm", ((7, 96), (96,)), (1e-5,)),
     Case("rms_norm one token", "rms_norm", ((1, 1, 5), (5,)), (1e-6,)),
     Case("rms_norm strided", "rms_norm", ((2, 3, 64), (64,)), (1e-5,), "transposed"),
+    Case("rms_norm small", "rms_norm", ((5, 160), (160,)), (1e-5,), scale=2e-3),  # eps counts more than the mean square
     Case("rms_norm large", "rms_norm", ((5, 160), (160,)), (1e-5,), scale=100.0),
+    Case("rms_norm_residual", "rms_norm_residual", ((7, 96), (7, 96), (96,)), (1e-5,)),
+    Case("rms_norm_residual one token", "rms_norm_residual", ((1, 1, 5), (1, 1, 5), (5,)), (1e-6,)),
+    Case("rms_norm_residual strided", "rms_norm_residual", ((2, 3, 64), (2, 3, 64), (64,)), (1e-5,), "transposed"),
     Case("rotary", "rotary", ((2, 3, 3, 64), (2, 3, 1, 64)), tables=rotary_table(positions(2, 3), FREQUENCIES)),
     Case(
         "rotary odd half", "rotary", ((1, 2, 2, 6), (1, 2, 2, 6)), tables=rotary_table(positions(1, 2), FREQUENCIES[:3])
@@ -78,6 +96,8 @@ CASES = [
     Case("cross_entropy", "cross_entropy", ((6, 101),), (targets(6, 101),), scale=3.0),
     Case("cross_entropy two blocks", "cross_entropy", ((2, 5003),), (targets(2, 5003),), scale=3.0),
     Case("cross_entropy one piece", "cross_entropy", ((2, 1),), (targets(2, 1),)),
+    Case("head_loss", "head_loss", ((9, 24), (53, 24)), (targets(9, 53),)),
+    Case("head_loss one token", "head_loss", ((1, 8), (5, 8)), (targets(1, 5),)),
     Case("softmax", "softmax", ((2, 3, 4, 7),), (0.25, False)),
     Case("softmax causal", "softmax", ((2, 5, 5),), (0.7, True)),
     Case("softmax causal with a past", "softmax", ((2, 3, 70),), (0.7, True), "transposed"),
@@ -90,6 +110,9 @@ CASES = [
     attention_case("documents", 2, 1, 64, torch.stack([starts(3, 70, 1, 1, 25), starts(100)]), 2, 100),
     attention_case("documents of one token", 1, 1, 64, starts(*[1] * 34)[None], 1, 34),
     attention_case("a document from block to block", 1, 1, 64, starts(32, 64, 33)[None], 1, 129),
+    varlen_case("groups", 4, 2, 64, 3, 40, 1, 1, 25),
+    varlen_case("an empty document", 1, 1, 32, 0, 5, 0, 31, 0),
+    varlen_case("one document", 2, 1, 32, 37),
 ]
 
 
@@ -101,6 +124,10 @@ def eager(operator: str) -> Callable[..., Any]:
             return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
         norm = LlamaRMSNorm(x.shape[-1], eps)
         return torch.func.functional_call(norm, {"weight": weight}, (x,))
+
+    def rms_norm_residual(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return rms_norm(total, weight, eps), total
 
     def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = (torch.cat([table, table], -1).to(q.dtype) for table in (cos, sin))
@@ -123,8 +150,19 @@ def eager(operator: str) -> Callable[..., Any]:
         k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2).transpose(1, 2) for x in (k, v))
         return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen).transpose(1, 2)
 
+    def attention_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> Tensor:
+        out = []
+        for start, end in pairwise(bounds.tolist()):
+            document = [x[start:end].transpose(0, 1) for x in (q, k, v)]
+            out.append(F.scaled_dot_product_attention(*document, is_causal=True, enable_gqa=True).transpose(0, 1))
+        return torch.cat(out)
+
     def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits, target, reduction="none")
+
+    def head_loss(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        logits = hidden @ weight.t()
+        return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target, reduction="sum")
 
     return locals()[operator]
 
@@ -148,9 +186,9 @@ def run(function: Callable[..., Any], inputs: tuple[Any, ...], grads: tuple[Tens
     return [*(x.detach() for x in outputs), *torch.autograd.grad(outputs, leaves, grads)]
 
 
-def widened(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def widened(inputs: tuple[Any, ...], dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
     return tuple(
-        x.detach().double().requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_floating_point() else x
+        x.detach().to(dtype).requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_floating_point() else x
         for x in inputs
     )
 
@@ -165,7 +203,7 @@ def test_error_at_most_twice_that_of_torch(
     with torch.no_grad():
         outputs = eager(case.operator)(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    kind = torch.float32 if case.operator == "cross_entropy" else dtype
+    kind = torch.float32 if case.operator in ("cross_entropy", "head_loss") else dtype
     grads = tuple(torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(kind) for x in outputs)
     truth = run(eager(case.operator), widened(inputs), grads)
     baseline = run(eager(case.operator), inputs, grads)
@@ -175,13 +213,20 @@ def test_error_at_most_twice_that_of_torch(
         ours, gradients, _ = interpreted(case.operator, inputs, grads)
         found = [*ours, *gradients]
     assert len(found) == len(truth)
+    by_products = implementation == "triton" and case.operator.startswith("attention")  # test_attention_rounding.py
+    once = 0 if dtype == torch.float32 or by_products else ROUNDED_ONCE.get(case.operator, 0)
+    in_fp32 = run(eager(case.operator), widened(inputs, torch.float32), grads) if once else truth
     largest = max(x.abs().max() for x in truth)  # a gradient that is 0 in truth is a difference of such values
     for index, (want, base, have) in enumerate(zip(truth, baseline, found, strict=True)):
         assert have.shape == want.shape
         assert have.dtype == (torch.float32 if kind == torch.float32 and index == 0 else dtype)
         allowed = 2 * (base - want).abs().max() + torch.finfo(have.dtype).eps * largest
-        error = (have - want).abs().max()
-        assert error <= allowed, f"tensor {index}: error {error:.3g}, allowed {allowed:.3g}"
+        if index < once:
+            computed = 2 * (in_fp32[index] - want).abs().max() + torch.finfo(torch.float32).eps * largest
+            limits = torch.finfo(have.dtype)  # half a step between neighbours, of normal and of the smallest numbers
+            allowed = computed + limits.eps / 2 * want.abs().clamp(min=limits.smallest_normal)
+        beyond = ((have - want).abs() - allowed).max()
+        assert beyond <= 0, f"tensor {index}: an error is {beyond:.3g} larger than the {allowed.max():.3g} allowed"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

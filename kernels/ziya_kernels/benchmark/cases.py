@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ziya_kernels.reference import rotary_table
 
-KERNELS = ("rotary", "attention", "attention documents", "softmax", "rms_norm", "swiglu", "cross_entropy", "adamw")
-DOCUMENTS = 8  # in the row of "attention documents", all of one length
+KERNELS = (
+    "rotary", "attention", "attention documents", "attention_varlen", "softmax", "rms_norm", "rms_norm_residual",
+    "swiglu", "cross_entropy", "head_loss", "adamw",
+)  # fmt: skip
+DOCUMENTS = 8  # in the row of "attention documents" and "attention_varlen", all of one length
 ROW_OF_ERROR = 512  # tokens; FP64 of a whole row would not fit in every GPU
 PARAMETERS_OF_ERROR = 1 << 20
 
@@ -71,8 +75,9 @@ def inputs(kernel: str, s: Shape, dtype: torch.dtype, device: torch.device) -> t
     """The operator's arguments (`reference.py`), the same numbers on every call; those with a gradient ask for it."""
     generator = torch.Generator(device).manual_seed(1)
 
-    def draw(*size: int, grad: bool = True, kind: torch.dtype = dtype) -> Tensor:
-        return torch.randn(size, generator=generator, device=device).to(kind).requires_grad_(grad)
+    def draw(*size: int, grad: bool = True, kind: torch.dtype = dtype, scale: float = 1.0) -> Tensor:
+        drawn = torch.randn(size, generator=generator, device=device).mul_(scale)
+        return drawn.to(kind).requires_grad_(grad)
 
     length, size = s.sequence, s.head_size
     q_shape, k_shape = (1, length, s.heads, size), (1, length, s.kv_heads, size)
@@ -84,15 +89,23 @@ def inputs(kernel: str, s: Shape, dtype: torch.dtype, device: torch.device) -> t
             return draw(*q_shape), draw(*k_shape), draw(*k_shape), None
         case "attention documents":
             return draw(*q_shape), draw(*k_shape), draw(*k_shape), starts_of(length).to(device)
+        case "attention_varlen":
+            bounds = F.pad(starts_of(length)[0].unique(), (0, 1), value=length).to(device)
+            return draw(*q_shape[1:]), draw(*k_shape[1:]), draw(*k_shape[1:]), bounds
         case "softmax":
             return draw(s.heads, length, length), size**-0.5, True
         case "rms_norm":
             return draw(length, s.hidden), draw(s.hidden), 1e-5
+        case "rms_norm_residual":
+            return draw(length, s.hidden), draw(length, s.hidden), draw(s.hidden), 1e-5
         case "swiglu":
             return (draw(length, 2 * s.width),)
         case "cross_entropy":
             targets = torch.randint(s.vocabulary, (length,), generator=generator, device=device)
             return draw(length, s.vocabulary), targets
+        case "head_loss":
+            targets = torch.randint(s.vocabulary, (length,), generator=generator, device=device)
+            return draw(length, s.hidden), draw(s.vocabulary, s.hidden, scale=s.hidden**-0.5), targets
         case "adamw":
             flat = [draw(s.parameters, grad=False, kind=torch.float32) for _ in range(4)]
             flat[2].square_()  # the second moment
@@ -101,11 +114,14 @@ def inputs(kernel: str, s: Shape, dtype: torch.dtype, device: torch.device) -> t
 
 
 def work(kernel: str, s: Shape, size: int) -> dict[str, Work]:
-    """pass -> Work, for elements of `size` bytes."""
+    """pass -> Work, for elements of `size` bytes. head_loss does all in one pass, which is called both."""
+    if kernel == "head_loss":  # reads hidden states and weight, writes the gradient of each; three products
+        moved = 2 * (s.sequence + s.vocabulary) * s.hidden * size
+        return {"both": Work(moved, 6.0 * s.sequence * s.vocabulary * s.hidden)}
     qk, kv = s.sequence * (s.heads + s.kv_heads) * s.head_size, s.sequence * s.kv_heads * s.head_size
     query = s.sequence * s.hidden
     # the two products of a causal row: half of 2 x 2 S^2 H; backward makes one of them again and four new ones
-    documents = DOCUMENTS if kernel == "attention documents" else 1
+    documents = DOCUMENTS if kernel in ("attention documents", "attention_varlen") else 1
     products = 2.0 * s.sequence**2 * s.hidden / documents
     tokens, squares = s.sequence * size, s.heads * s.sequence**2 * size
     table = s.sequence * s.head_size * 4
@@ -118,8 +134,10 @@ def work(kernel: str, s: Shape, size: int) -> dict[str, Work]:
         # half of the scores are read, the zeros of the others are written
         "softmax": (Work(1.5 * squares), Work(2.0 * squares)),
         "rms_norm": (Work(2 * s.hidden * tokens), Work(3 * s.hidden * tokens)),
+        # forward reads both and writes the sum and its norm; backward reads two gradients and the sum, and writes one
+        "rms_norm_residual": (Work(4 * s.hidden * tokens), Work(4 * s.hidden * tokens)),
         "swiglu": (Work(3 * s.width * tokens), Work(5 * s.width * tokens)),
         "cross_entropy": (Work(s.vocabulary * tokens), Work(2 * s.vocabulary * tokens)),
         "adamw": (Work(28.0 * s.parameters),),  # FP32: four read, three written
-    }[kernel.split()[0]]
+    }["attention" if kernel.startswith("attention") else kernel]
     return dict(zip(("forward", "backward"), found, strict=False))

@@ -24,7 +24,7 @@ class Row:
 
     shape: str
     kernel: str
-    direction: str  # forward or backward
+    direction: str  # forward, backward or both
     dtype: str
     side: str
     ms: float = 0.0  # median of the rounds
@@ -56,6 +56,10 @@ class Prepared:
         if self.seeds is None:
             self.seeds = seeds_of(self.outputs)
         return torch.autograd.grad(self.outputs, self.leaves, self.seeds, retain_graph=True)
+
+    def both(self) -> tuple[Tensor, ...]:
+        self.forward()
+        return self.backward()
 
     def results(self) -> dict[str, list[Tensor]]:
         """Of one forward and one backward pass, in the layout of our operator."""
@@ -151,7 +155,7 @@ def compare(
                     bound=roof.bound(amount),
                     share=floor / found,
                     peak_mib=peak(call, device) / 2**20,
-                    error=wrong[name][direction],
+                    error=wrong[name].get(direction, max(wrong[name].values())),
                 )
             )
     return rows + failed

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,7 +41,11 @@ def sides(kernel: str, ours: Kernels, compiled: bool) -> list[Side]:
     operator = kernel.split()[0]
     eager = _eager(operator)
     found = [Side("ours", getattr(ours, operator)), eager]
-    whole: dict[str, Callable[..., Any]] = {"rms_norm": _fused_norm, "adamw": _adamw(fused=True)}
+    whole: dict[str, Callable[..., Any]] = {
+        "rms_norm": _fused_norm,
+        "rms_norm_residual": _fused_norm_residual,
+        "adamw": _adamw(fused=True),
+    }
     if operator in whole:
         found.append(Side("torch fused", whole[operator]))
     if compiled:
@@ -80,6 +85,16 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
+def _norm_residual(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return _norm(total, weight, eps), total
+
+
+def _fused_norm_residual(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    total = x + residual
+    return _fused_norm(total, weight, eps), total
+
+
 def _fused_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
@@ -113,6 +128,16 @@ def _with_mask(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> tuple[
     return q, k, v, seen.unsqueeze(1)
 
 
+def _attention_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: list[int]) -> Tensor:
+    lengths = [end - start for start, end in pairwise(bounds)]
+    documents = zip(*(x[None].split(lengths, 1) for x in (q, k, v)), strict=True)
+    return torch.cat([_attention(q, k, v, None)[0] for q, k, v in documents])
+
+
+def _with_list(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> tuple[Any, ...]:
+    return q, k, v, bounds.tolist()
+
+
 def _swiglu(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, -1)
     return F.silu(gate) * up
@@ -128,6 +153,10 @@ def _softmax(scores: Tensor, scale: float, causal: bool) -> Tensor:
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(_wide(logits), targets, reduction="none")
+
+
+def _head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(_wide(hidden @ weight.t()), targets, reduction="sum")
 
 
 def _adamw(fused: bool) -> Callable[..., None]:
@@ -150,13 +179,17 @@ def _eager(operator: str) -> Side:
             return Side("eager", _rotary, _whole_tables)
         case "attention":
             return Side("eager", _attention, _with_mask)
+        case "attention_varlen":
+            return Side("eager", _attention_varlen, _with_list)
         case "adamw":
             return Side("eager", _adamw(fused=False))
     functions: dict[str, Callable[..., Any]] = {
         "rms_norm": _norm,
+        "rms_norm_residual": _norm_residual,
         "swiglu": _swiglu,
         "softmax": _softmax,
         "cross_entropy": _cross_entropy,
+        "head_loss": _head_loss,
     }
     return Side("eager", functions[operator])
 
@@ -165,7 +198,14 @@ def _eager(operator: str) -> Side:
 
 
 def _liger(operator: str) -> Side | None:
-    names = {"rms_norm": "rms_norm", "swiglu": "swiglu", "rotary": "rope", "cross_entropy": "cross_entropy"}
+    names = {
+        "rms_norm": "rms_norm",
+        "rms_norm_residual": "fused_add_rms_norm",
+        "swiglu": "swiglu",
+        "rotary": "rope",
+        "cross_entropy": "cross_entropy",
+        "head_loss": "fused_linear_cross_entropy",
+    }
     function = _symbol("liger_kernel.transformers.functional", f"liger_{names.get(operator, '')}")
     if function is None:
         return None
@@ -173,6 +213,8 @@ def _liger(operator: str) -> Side | None:
         return Side("liger", function, _two_leaves, lambda grads: [torch.cat(list(grads), -1)])
     if operator == "cross_entropy":
         return Side("liger", lambda logits, targets: function(logits, targets, reduction="none"))
+    if operator == "head_loss":
+        return Side("liger", lambda hidden, weight, targets: function(hidden, weight, targets, reduction="sum"))
     if operator == "rotary":
 
         def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +242,19 @@ def _flash(kernel: str) -> Side | None:
             return out.view(q.shape)
 
         return ragged and Side("flash-attn", documents, _with_ends)
+    if kernel == "attention_varlen":
+        ragged = _symbol("flash_attn", "flash_attn_varlen_func")
+
+        def varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int) -> Tensor:
+            out: Tensor = ragged(q, k, v, bounds, bounds, longest, longest, causal=True)
+            return out
+
+        return ragged and Side("flash-attn", varlen, _with_longest)
     return None
+
+
+def _with_longest(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor) -> tuple[Any, ...]:
+    return q, k, v, bounds, int(bounds.diff().max())
 
 
 def _with_ends(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> tuple[Any, ...]:

@@ -69,7 +69,7 @@ def goals(rows: Sequence[Row], reached: float) -> list[str]:
     good = [row for row in memory if row.share >= 0.9 * reached]
     said.append(f"memory-bound kernels at 90 % of a copy's bandwidth or more: {len(good)} of {len(memory)}")
     for other, names in (
-        ("flash-attn", ("attention", "attention documents")),
+        ("flash-attn", ("attention", "attention documents", "attention_varlen")),
         ("liger", ("rotary", "rms_norm", "swiglu", "cross_entropy")),
     ):
         theirs = {_key(row): row.ms for row in rows if row.side == other and not row.failure and row.kernel in names}
@@ -120,7 +120,7 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
     shapes = list(dict.fromkeys(row.shape for row in rows))
     series = list(dict.fromkeys((row.side, row.dtype) for row in rows))
     several = len({row.dtype for row in rows if row.kernel != "adamw"}) > 1
-    order = [f"{kernel} {way}" for kernel in KERNELS for way in ("forward", "backward")]
+    order = [f"{kernel} {way}" for kernel in KERNELS for way in ("forward", "backward", "both")]
     figure = Figure(figsize=(13, 0.8 + 5.2 * len(shapes)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(shapes), 2, squeeze=False)

@@ -1,16 +1,20 @@
 """Megabytes of text a CPU second: `Tokenizer` (gigatoken behind a guard), sentencepiece, gigatoken alone, tokenizers.
 
-Every encoder reads the same texts by turns in one process, on one thread; MB are 10^6 bytes of UTF-8. Before the timing
-each encoder's ids are compared with sentencepiece's, text by text. "array" is what `ziya index build` takes; the others
-make Python lists. Where tokenizers and gigatoken differ, they read a control token that is written out in a text
+Every encoder reads the same texts by turns in one process, on one thread, each text once, since gigatoken remembers
+what it has seen; MB are 10^6 bytes of UTF-8. Each encoder's ids are compared with sentencepiece's, text by text.
+"array" is what `ziya index build` takes; the others make Python lists. "jsonl.zst to .bin" is `ziya index build` as a
+whole on one process, from a compressed file to a dataset on the disk, with the vocabulary loaded; what that takes
+stands above the table. Where tokenizers and gigatoken differ, they read a control token that is written out in a text
 (`<s>`) as the token itself.
 """
 
 import argparse
+import json
 import os
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -18,10 +22,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import gigatoken
+import zstandard
 from machine import here
 
+from ziya_data.indexed.build import build, load_tokenizer
+from ziya_data.indexed.reader import IndexedDataset
 from ziya_data.tokenizer import Tokenizer
 from ziya_data.tokenizer.corpus import read_texts
+from ziya_data.tokenizer.tokenizer import rows
 
 EXAMPLE = """example:
   python tools/benchmark_tokenizer.py --tokenizer plain=runs/demo/tokenizer/llama expanded=runs/demo/tokenizer/ziya \\
@@ -29,17 +37,20 @@ EXAMPLE = """example:
 Encode = Callable[[list[str]], object]
 
 
-def encoders(folder: Path) -> dict[str, Encode]:
-    """Name -> encoder of the tokenizer in `folder`. Raises ValueError where ours is not used for it."""
+def encoders(folder: Path, file: Path) -> dict[str, Encode]:
+    """Name -> encoder of the tokenizer in `folder`; file: the texts as jsonl.zst.
+
+    Raises ValueError where ours is not used for it.
+    """
     import sentencepiece
 
-    ours = Tokenizer.load(folder)
+    ours, lists = Tokenizer.load(folder), Tokenizer.load(folder)
     if ours.slow_because:
         raise ValueError(f"{folder}: sentencepiece encodes for us, there is nothing to compare: {ours.slow_because}")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     found: dict[str, Encode] = {
         "ours, array": lambda texts: ours.encode_arrays([text.encode() for text in texts]),
-        "ours, lists": lambda texts: ours.encode_batch(texts, threads=1),
+        "ours, lists": lambda texts: lists.encode_batch(texts, threads=1),
         "sentencepiece": lambda texts: processor.encode(texts, num_threads=1),
     }
     if find_spec("tokenizers") and (folder / "tokenizer.json").is_file():
@@ -52,72 +63,106 @@ def encoders(folder: Path) -> dict[str, Encode]:
         ]
     giga = gigatoken.Tokenizer.from_sentencepiece(str(folder / "tokenizer.model"))
     found["gigatoken alone"] = lambda texts: [giga.encode(text) for text in texts]
+
+    def to_bin(_: list[str]) -> IndexedDataset:
+        build([file], str(file.with_name("built")), folder)
+        return IndexedDataset(file.with_name("built"))
+
+    load_tokenizer(folder)
+    found["jsonl.zst to .bin"] = to_bin
     return found
 
 
-def differing(encode: Encode, expected: Sequence[Sequence[int]], texts: list[str]) -> int:
-    """How many texts an encoder gives other ids than `expected`."""
-    found = encode(texts)
+def differing(found: object, expected: Sequence[Sequence[int]]) -> int:
+    """How many texts have other ids than `expected`."""
+    if isinstance(found, IndexedDataset):
+        found = [document[:-1].tolist() for document in found]
     if isinstance(found, tuple):
-        tokens, lengths = found
-        flat = [token for ids in expected for token in ids]
-        return 0 if tokens.tolist() == flat and lengths.tolist() == [len(ids) for ids in expected] else len(texts)
-    assert isinstance(found, list)
+        found = rows(*found)
+    assert isinstance(found, list) and len(found) == len(expected)
     return sum(list(ids) != list(wanted) for ids, wanted in zip(found, expected, strict=True))
 
 
-def measured(folder: Path, texts: list[str], rounds: int) -> list[tuple[str, float, float, int]]:
-    """(encoder, median MB a CPU second, best, texts with other ids than sentencepiece's) of each."""
-    all_of_them = encoders(folder)
-    megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    expected = all_of_them["sentencepiece"](texts)
-    assert isinstance(expected, list)
-    wrong = {name: differing(encode, expected, texts) for name, encode in all_of_them.items()}
+def measured(folder: Path, parts: list[list[str]], file: Path) -> list[tuple[str, float, float, int]]:
+    """(encoder, median MB a CPU second over the parts, best, texts with other ids than sentencepiece's) of each.
+
+    file: where each part is written as jsonl.zst.
+    """
+    all_of_them = encoders(folder, file)
     rates: dict[str, list[float]] = {name: [] for name in all_of_them}
-    for _ in range(rounds):
+    wrong = dict.fromkeys(all_of_them, 0)
+    for part in parts:
+        lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in part)
+        file.write_bytes(zstandard.compress(lines.encode()))
+        megabytes = sum(len(text.encode()) for text in part) / 1e6
+        found: dict[str, object] = {}
         for name, encode in all_of_them.items():
             begin = time.process_time()
-            encode(texts)
+            found[name] = encode(part)
             rates[name].append(megabytes / (time.process_time() - begin))
+        expected = found["sentencepiece"]
+        assert isinstance(expected, list)
+        for name, ids in found.items():
+            wrong[name] += differing(ids, expected)
     return [(name, statistics.median(found), max(found), wrong[name]) for name, found in rates.items()]
 
 
-def texts_of(path: Path, megabytes: float) -> list[str]:
-    """The first texts of a file, so many that they hold `megabytes`."""
-    texts: list[str] = []
+def loading(folder: Path, rounds: int) -> float:
+    """CPU seconds of loading a vocabulary and checking that gigatoken reads it right, the least of some rounds."""
+    found = []
+    for _ in range(rounds):
+        begin = time.process_time()
+        Tokenizer.load(folder)
+        found.append(time.process_time() - begin)
+    return min(found)
+
+
+def texts_of(path: Path, megabytes: float, parts: int) -> list[list[str]]:
+    """The first texts of a file, in so many parts, each of `megabytes`. Raises ValueError where there are fewer."""
+    found: list[list[str]] = [[]]
     left = megabytes * 1e6
-    for text in read_texts(path):
-        texts.append(text)
-        left -= len(text.encode())
+    for text in filter(None, read_texts(path)):  # an empty one is no document
         if left <= 0:
-            break
-    return texts
+            if len(found) == parts:
+                break
+            found.append([])
+            left = megabytes * 1e6
+        found[-1].append(text)
+        left -= len(text.encode())
+    if len(found) < parts or left > 0:
+        raise ValueError(f"{path} has no {parts} x {megabytes:g} MB of text; lower --rounds or --megabytes")
+    return found
 
 
 def page(given: argparse.Namespace, command: str) -> str:
     """The table as Markdown; command: what was typed."""
     packages = [name for name in ("sentencepiece", "tokenizers", "gigatoken") if find_spec(name)]
     before, begin = os.getloadavg()[0], here()
-    texts = {name: texts_of(path, given.megabytes) for name, path in given.text}
+    texts = {name: texts_of(path, given.megabytes, given.rounds) for name, path in given.text}
     lines = ["| pieces | text | encoder | MB a CPU second | best | times sentencepiece | texts with other ids |"]
     lines.append("|---|---|---|---|---|---|---|")
+    loads = []
     for label, folder in given.tokenizer:
         pieces = f"{label}, {Tokenizer.load(folder).vocab_size:,}"
-        for language, some in texts.items():
-            rows = measured(folder, some, given.rounds)
-            base = next(median for name, median, _, _ in rows if name == "sentencepiece")
-            for name, median, best, wrong in rows:
+        loads.append(f"{label} {loading(folder, given.rounds):.2f} s")
+        for language, parts in texts.items():
+            with tempfile.TemporaryDirectory() as private:
+                results = measured(folder, parts, Path(private) / "texts.jsonl.zst")
+            base = next(median for name, median, _, _ in results if name == "sentencepiece")
+            for name, median, best, wrong in results:
                 cells = [pieces, language, name, f"{median:.1f}", f"{best:.1f}", f"{median / base:.1f}"]
-                lines.append("| " + " | ".join([*cells, f"{wrong:,} of {len(some):,}"]) + " |")
+                lines.append("| " + " | ".join([*cells, f"{wrong:,} of {sum(map(len, parts)):,}"]) + " |")
             print(f"{label} {language}: done", file=sys.stderr)
     sizes = [
-        f"{name} {sum(len(text.encode()) for text in some) / 1e6:.1f} MB in {len(some):,} texts"
-        for name, some in texts.items()
+        f"{name} {sum(len(text.encode()) for part in parts for text in part) / 1e6:.1f} MB in "
+        f"{sum(map(len, parts)):,} texts"
+        for name, parts in texts.items()
     ]
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     head = (
         f"{begin}, load average {before:.1f} before and {os.getloadavg()[0]:.1f} after; {versions}. "
-        f"Median and best of {given.rounds} rounds by turns, one thread. Texts: {'; '.join(sizes)}."
+        f"Median and best of {given.rounds} parts, one thread. Texts: {'; '.join(sizes)}. "
+        f"Loading the vocabulary, once a process, CPU seconds, the least: {', '.join(loads)}."
     )
     typed = f"`{command}`"
     return "\n".join(["# Text to tokens", "", typed, "", " ".join(__doc__.split()), "", head, "", *lines, ""])
@@ -138,8 +183,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--tokenizer", type=named, nargs="+", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--text", type=named, nargs="+", required=True, metavar="LANGUAGE=FILE", help=".jsonl or .txt")
-    parser.add_argument("--megabytes", type=float, default=4, help="of each text at most, about (default 4)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each encoder (default 5)")
+    parser.add_argument("--megabytes", type=float, default=3, help="of each part, about (default 3)")
+    parser.add_argument("--rounds", type=int, default=4, help="parts of each text (default 4)")
     parser.add_argument("--markdown", type=Path, help="write the page here as well")
     given = parser.parse_args(argv)
     try:

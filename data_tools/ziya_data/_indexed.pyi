@@ -18,7 +18,9 @@ def crc32(data: Buffer, crc: int = 0, kind: int = 2) -> int:
     """zlib.crc32, faster. kind: 0 plain code, 1 with carry-less products, 2 with those on 512 bits, where there are."""
 
 def place_sum(data: Buffer, bytes: int, first: int, width: int, stride: int, offset: int, salt: int) -> int:
-    """Sum mod 2^64, over elements of `bytes` bytes, of their bits times `(p ^ p >> 32) | 1`, p = salt + place * 2^64/phi.
+    """Sum mod 2^64, over elements of `bytes` bytes, of their bits times `(p ^ p >> 32) | 1`.
+
+    p is salt + place * 2^64 / golden ratio.
 
     Element e of the box, the first being `first`, has the place `e // width * stride + offset + e % width`.
     """

@@ -2,8 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_ziya.config import Architecture
 
@@ -159,29 +160,33 @@ def _converted(out: Path, work: Callable[[], "Proof | None"]) -> int:
 
 
 def grow_vocabulary(argv: Sequence[str]) -> int:
-    """Gives a Hugging Face model rows for the pieces of a wider tokenizer."""
+    """Gives a model rows for the pieces of a wider tokenizer."""
+    from megatron_ziya.checkpoint import grow
+    from megatron_ziya.checkpoint.folder import claimed
+
     parser = _parser(
         "grow-vocabulary",
-        "Give a Hugging Face model rows for the new pieces of a wider tokenizer.",
+        "Give a model rows for the new pieces of a wider tokenizer.\n\nhow a new row is made:\n"
+        + "\n".join(f"  {name:<11}{how}" for name, how in grow.METHODS.items())
+        + "\n  embedding  (the head alone) the same row as the embedding has",
         "--model llama2-7b --tokenizer wide-tokenizer --out grown",
     )
-    parser.add_argument("--model", type=Path, required=True, help="the Hugging Face folder to widen")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="from `ziya tokenizer expand`")
-    parser.add_argument("--out", type=Path, required=True, help="the model folder to write")
     parser.add_argument(
-        "--method",
-        choices=("mean", "zero", "random"),
-        default="mean",
-        help="a new row is the mean of the rows of the old pieces that spelled it (default), zero, or random",
+        "--model", type=Path, required=True, help="a Hugging Face folder, a checkpoint or a run directory (its newest)"
     )
+    parser.add_argument("--tokenizer", type=Path, required=True, help="from `ziya tokenizer expand`")
+    parser.add_argument("--out", type=Path, required=True, help="the model folder, or checkpoint of weights, to write")
+    methods = list(grow.METHODS)
+    parser.add_argument("--method", choices=methods, default="mean", help="for embedding and head (default mean)")
+    parser.add_argument("--head-method", choices=[*methods, "embedding"], help="for the head (default: as --method)")
     options = parser.parse_args(list(argv))
 
-    from megatron_ziya.checkpoint import grow
-
-    grown = grow.grow_vocabulary(options.model, options.tokenizer, options.out, options.method)
+    with claimed(options.out):
+        grown = grow.grow_vocabulary(options.model, options.tokenizer, options.out, options.method, options.head_method)
     if grown.old_rows > grown.old_pieces:
         print(f"{grown.old_rows - grown.old_pieces:,} padding rows dropped")
-    print(f"{options.out}: {grown.old_pieces:,} -> {grown.rows:,} rows, new ones by {options.method}")
+    head = f", of the head by {options.head_method}" if options.head_method else ""
+    print(f"{options.out}: {grown.old_pieces:,} -> {grown.rows:,} rows, new ones by {options.method}{head}")
     return 0
 
 

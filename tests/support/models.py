@@ -68,8 +68,8 @@ def train_tokenizer(folder: Path, pieces: int = 600, extra: tuple[str, ...] = ()
     """A tokenizer folder with LLaMA's settings, its own pieces and then `extra` ones."""
     import sentencepiece
 
-    from ziya_data.tokenizer.expand import with_pieces
     from ziya_data.tokenizer.model_file import new_model, write_folder
+    from ziya_data.tokenizer.vocabulary import with_pieces
 
     lines = [line for module in (string, inspect, json) for line in inspect.getsource(module).splitlines()]
     content = io.BytesIO()

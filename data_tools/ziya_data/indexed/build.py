@@ -38,6 +38,7 @@ from .writer import IndexedDatasetWriter
 
 IN_FLIGHT = 3  # batches a worker: one at work, one waiting, one being written
 SHOWN = 10  # bad records told one by one
+DECODER = json.JSONDecoder()
 
 
 @dataclass
@@ -272,11 +273,11 @@ def _text_of(record: bytes | str | None) -> str | None:
         raise ValueError("no text")
     if isinstance(record, str):
         return record
-    if not record.strip():
+    record = record.strip()
+    if not record:
         return None
     try:
-        # Not from bytes: json would guess each record's encoding first, at a fifth of its time.
-        given = json.loads(record.decode("utf-8", "surrogatepass").removeprefix("\ufeff"))
+        given = _parsed(record.decode("utf-8", "surrogatepass"))
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -288,3 +289,13 @@ def _text_of(record: bytes | str | None) -> str | None:
     if not isinstance(given["text"], str):
         raise ValueError(f'"text" is a {type(given["text"]).__name__}, not a string')
     return given["text"]
+
+
+def _parsed(text: str) -> object:
+    """`json.loads`, which first asks what it was given and then looks for white space: for what begins at once, and
+    ends with its object, at half the time. Raises ValueError."""
+    if text.startswith("{"):
+        given, end = DECODER.raw_decode(text)
+        if end == len(text):
+            return given
+    return json.loads(text.removeprefix("\ufeff"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 BATCH_BYTES = 1 << 20  # large enough to hide the hand-over to another process, small enough to hold many
-READ_BYTES = 1 << 16  # of a compressed file; what comes out may be a hundred times that
+READ_BYTES = 1 << 14  # of a compressed file; what comes of 64 KiB outgrows zstandard's buffer, at twice the time
 TXT_LIMIT = 1 << 30  # bytes; a .txt is read whole
 
 

@@ -1,8 +1,7 @@
-"""Adds characters to a SentencePiece BPE model, behind the old ids.
+"""Adds characters, and words of them, to a tokenizer, behind the old ids (vocabulary.py says why no old id moves).
 
-A character that is a piece needs no merge: SentencePiece starts from single characters, and one that is in the
-vocabulary at the end stays whole instead of falling to bytes. As no longer piece contains it, nothing else in a text
-is spelled differently than before. The new scores continue below the lowest old one, in order of frequency.
+The new SentencePiece scores continue below the lowest old one: characters in order of frequency, then words in the
+order in which SentencePiece found them.
 """
 
 import json
@@ -13,16 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ziya_data.tokenizer.corpus import CODE_POINTS, corpus_files, count_characters
-from ziya_data.tokenizer.model_file import (
-    NORMAL,
-    SPACE,
-    USER_DEFINED,
-    ModelProto,
-    new_model,
-    read_model,
-    write_folder,
-)
-from ziya_data.tokenizer.tokenizer import Tokenizer
+from ziya_data.tokenizer.vocabulary import Vocabulary, open_vocabulary, unreachable
+from ziya_data.tokenizer.words import frequent_words
 
 PADDING_MULTIPLE = 128
 """Ziya2 pads 39,410 rows to 39,424 = 128 * 308, so that the embedding divides over tensor-parallel ranks."""
@@ -48,7 +39,14 @@ class Expansion:
     requested: int | None
     duplicates: int
     already_present: int
+    bound: int
+    """Characters left out because longer old pieces hold them (byte-level BPE only)."""
     added: int
+    """Characters."""
+    words: int
+    """Words."""
+    unreachable: list[str]
+    """Words that SentencePiece found and no text would be spelled with; left out."""
     covered_before: float | None
     """Share of the corpus's Chinese characters (by occurrence) that were one piece; None without a corpus."""
     covered_after: float | None
@@ -72,44 +70,80 @@ def expand(
     corpus: Sequence[Path] = (),
     characters: Iterable[str] = (),
     count: int | None = None,
+    words: int = 0,
 ) -> Expansion:
-    """Writes `out`, the tokenizer `base` with at most `count` more characters (None: all of them).
+    """Writes `out`, the tokenizer `base` with at most `count` more characters (None: all of them) and `words` words.
 
-    `corpus`: files whose Chinese characters and punctuation are added, the most frequent first. `characters`: added
-    after those, in the order given. Characters that are a piece already are kept and counted.
-    Raises ValueError for a base that is not a SentencePiece BPE model, for nothing to add, for a lone surrogate.
+    `corpus`: files whose Chinese characters and punctuation are added, the most frequent first, and whose frequent
+    words. `characters`: added after those, in the order given. What is a piece already is kept and counted.
+    Raises ValueError for a base that is neither SentencePiece BPE nor byte-level BPE, for nothing to add, for a lone
+    surrogate.
     """
     if count is not None and count < 1:
         raise ValueError(f"count={count} must be at least 1; Ziya2 added {ZIYA2_COUNT}")
+    if words < 0 or (words and not corpus):
+        raise ValueError(f"words={words} needs a corpus to find them in, and must be 0 or more")
     if out.exists() and out.resolve() in (base.resolve(), base.resolve().parent):
         raise ValueError(f"{out} is the base's own folder, which would be overwritten; give another folder")
-    model = read_model(base)
-    counts = count_characters(corpus_files(corpus))
+    old = open_vocabulary(base)
+    files = corpus_files(corpus)
+    counts = count_characters(files)
     ranked = rank_chinese(counts)
     listed = [_checked(character) for character in characters]
     wanted = list(dict.fromkeys([*ranked, *listed]))
-    present = {piece.piece for piece in model.pieces if piece.type in (NORMAL, USER_DEFINED)}
-    new = [character for character in wanted if character not in present]
-    if not new:
+    present, bound = old.present(), old.bound()
+    new = [character for character in wanted if character not in present and character not in bound]
+    if not new and not words:
         raise ValueError(f"nothing to add: each of the {len(wanted)} characters is in {base} already or none was given")
     new = new[:count]
-    widened = with_pieces(model, new)
+    found, never = add_words(old, new, files, words)
+    widened = old.widened([*new, *found])
     result = Expansion(
-        base_fingerprint=Tokenizer.load(base).fingerprint(),
-        base_size=len(model.pieces),
+        base_fingerprint=old.tokenizer().fingerprint(),
+        base_size=len(old.pieces),
         size=len(widened.pieces),
         padded_size=padded(len(widened.pieces)),
         requested=count,
         duplicates=len(listed) - len(set(listed)),
         already_present=sum(character in present for character in wanted),
+        bound=sum(character in bound for character in wanted),
         added=len(new),
+        words=len(found),
+        unreachable=never,
         covered_before=_covered(counts, ranked, present),
         covered_after=_covered(counts, ranked, present | set(new)),
-        pieces=dict(zip(new, spell(model, new), strict=True)),
+        pieces=dict(zip([*new, *found], old.spell([*new, *found]), strict=True)),
     )
-    _check(widened, result)
-    write_folder(widened, out, {"expansion.json": result.to_json()})
+    assert not unreachable(widened, [*new, *found]), "a new piece is not spelled as itself"
+    widened.write(out, {"expansion.json": result.to_json()})
     return result
+
+
+def add_words(
+    old: Vocabulary, characters: Sequence[str], corpus: Sequence[Path], count: int
+) -> tuple[list[str], list[str]]:
+    """(`count` frequent words of the corpus, or as many as there are; words left out because none of them is reached).
+
+    Words are made of ideographs that are pieces once `characters` have been added to `old`.
+    """
+    if not count:
+        return [], []
+    present = old.present()
+    letters = [character for character in {*present, *characters} if is_ideograph(character)]
+    candidates = [word for word in frequent_words(corpus, letters, count) if word not in present]
+    never: list[str] = []
+    while True:  # a word left out may have been the way to a longer one
+        chosen = candidates[:count]
+        lost = set(unreachable(old.widened([*characters, *chosen]), chosen))
+        if not lost:
+            return chosen, never
+        never += [word for word in chosen if word in lost]
+        candidates = [word for word in candidates if word not in lost]
+
+
+def is_ideograph(text: str) -> bool:
+    """Whether a text is one CJK ideograph."""
+    return len(text) == 1 and any(first <= ord(text) <= last for first, last in IDEOGRAPHS)
 
 
 def rank_chinese(counts: np.ndarray) -> list[str]:
@@ -134,25 +168,6 @@ def read_characters(path: Path) -> list[str]:
     return [character for character in text if not character.isspace()]
 
 
-def with_pieces(model: ModelProto, pieces: Sequence[str]) -> ModelProto:
-    """A copy of `model` with `pieces` behind its own, scored below all of them, earlier ones better."""
-    widened = new_model()
-    widened.CopyFrom(model)
-    lowest = min(piece.score for piece in model.pieces)
-    for rank, piece in enumerate(pieces, 1):
-        widened.pieces.add(piece=piece, score=lowest - rank, type=NORMAL)
-    widened.trainer_spec.vocab_size = len(widened.pieces)
-    return widened
-
-
-def spell(model: ModelProto, pieces: Sequence[str]) -> list[list[int]]:
-    """The ids with which `model` spells each piece, without the space piece that it puts before a text."""
-    bare = new_model()
-    bare.CopyFrom(model)
-    bare.normalizer_spec.add_dummy_prefix = False
-    return Tokenizer(bare.SerializeToString()).encode_batch([piece.replace(SPACE, " ") for piece in pieces])
-
-
 def row_sources(source: Path | tuple[Path, Path]) -> list[list[int]]:
     """For each new id, in order, the old ids that spelled it: where new embedding and head rows come from.
 
@@ -164,18 +179,18 @@ def row_sources(source: Path | tuple[Path, Path]) -> list[list[int]]:
         if not file.is_file():
             raise FileNotFoundError(f"no {file}; give a folder written by `ziya tokenizer expand`, or both tokenizers")
         return list(json.loads(file.read_text(encoding="utf-8"))["pieces"].values())
-    old, new = (read_model(path) for path in source)
+    old, new = (open_vocabulary(path) for path in source)
     if len(new.pieces) < len(old.pieces):
         raise ValueError(
             f"the new tokenizer has {len(new.pieces)} pieces, the old {len(old.pieces)}; give old, then new"
         )
     for token, (before, after) in enumerate(zip(old.pieces, new.pieces, strict=False)):
-        if before.piece != after.piece:
+        if before != after:
             raise ValueError(
-                f"id {token} is {before.piece!r} in {source[0]} and {after.piece!r} in {source[1]}; "
+                f"id {token} is {before!r} in {source[0]} and {after!r} in {source[1]}; "
                 "rows can be carried over only where old ids stay"
             )
-    return spell(old, [piece.piece for piece in new.pieces[len(old.pieces) :]])
+    return old.spell(new.pieces[len(old.pieces) :])
 
 
 def padded(size: int) -> int:
@@ -196,8 +211,3 @@ def _covered(counts: np.ndarray, ranked: Sequence[str], pieces: set[str]) -> flo
         return None
     total = sum(int(counts[ord(character)]) for character in ranked)
     return sum(int(counts[ord(character)]) for character in ranked if character in pieces) / total
-
-
-def _check(widened: ModelProto, result: Expansion) -> None:
-    expected = [[token] for token in range(result.base_size, result.size)]
-    assert spell(widened, list(result.pieces)) == expected, "a new piece is not spelled as itself"

@@ -8,7 +8,7 @@ normaliser always adds the dummy prefix, its ids equal sentencepiece's.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SPACE = "\u2581"
 """How SentencePiece writes a space inside a piece."""
@@ -66,26 +66,44 @@ def read_model(path: Path) -> ModelProto:
     return model
 
 
-def merges(model: ModelProto) -> list[tuple[str, str]]:
+class Pieces(NamedTuple):
+    """All pieces of a model by id, taken out once: reading a field of 39,400 protobuf messages takes 10 ms."""
+
+    texts: list[str]
+    scores: list[float]
+    types: list[int]
+
+    @classmethod
+    def of(cls, model: ModelProto) -> "Pieces":
+        found = [(piece.piece, piece.score, piece.type) for piece in model.pieces]
+        return cls(*map(list, zip(*found, strict=True))) if found else cls([], [], [])
+
+    def normal(self) -> list[str]:
+        """The pieces that texts are spelled with, bytes aside."""
+        return [text for text, kind in zip(self.texts, self.types, strict=True) if kind == NORMAL]
+
+
+def merges(pieces: Pieces) -> list[tuple[str, str]]:
     """The merges of the BPE model, best first, as `tokenizers` wants them.
 
     SentencePiece merges any two neighbours whose join is a piece, best score first; so each way to cut a piece into
     two pieces is a merge, ranked by the score of the whole, then (the convention of transformers) by the left length.
     """
-    pieces = {piece.piece for piece in model.pieces if piece.type == NORMAL}
-    ranked = sorted((piece for piece in model.pieces if piece.type == NORMAL), key=lambda piece: -piece.score)
+    known = set(pieces.normal())
+    ranked = sorted(zip(pieces.scores, pieces.texts, pieces.types, strict=True), key=lambda piece: -piece[0])
     return [
-        (text[:cut], text[cut:])
-        for text in (piece.piece for piece in ranked)
+        (left, right)
+        for _, text, kind in ranked
+        if kind == NORMAL and len(text) > 1
         for cut in range(1, len(text))
-        if text[:cut] in pieces and text[cut:] in pieces
+        if (left := text[:cut]) in known and (right := text[cut:]) in known
     ]
 
 
-def tokenizer_json(model: ModelProto) -> dict[str, Any]:
+def tokenizer_json(model: ModelProto, pieces: Pieces | None = None) -> dict[str, Any]:
     """The content of `tokenizer.json`: the same vocabulary and the same ids for Hugging Face's `tokenizers`."""
-    spec = model.trainer_spec
-    bos, unknown = model.pieces[spec.bos_id].piece, model.pieces[spec.unk_id].piece
+    spec, pieces = model.trainer_spec, pieces or Pieces.of(model)
+    bos, unknown = pieces.texts[spec.bos_id], pieces.texts[spec.unk_id]
     prefix = model.normalizer_spec.add_dummy_prefix
     space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     unspace = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
@@ -97,15 +115,15 @@ def tokenizer_json(model: ModelProto) -> dict[str, Any]:
         "added_tokens": [
             {
                 "id": token,
-                "content": piece.piece,
+                "content": text,
                 "single_word": False,
                 "lstrip": False,
                 "rstrip": False,
                 "normalized": False,
-                "special": piece.type != USER_DEFINED,
+                "special": kind != USER_DEFINED,
             }
-            for token, piece in enumerate(model.pieces)
-            if piece.type in (UNKNOWN, CONTROL, USER_DEFINED)
+            for token, (text, kind) in enumerate(zip(pieces.texts, pieces.types, strict=True))
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED)
         ],
         "normalizer": {
             "type": "Sequence",
@@ -131,8 +149,8 @@ def tokenizer_json(model: ModelProto) -> dict[str, Any]:
             "fuse_unk": True,
             "byte_fallback": spec.byte_fallback,
             "ignore_merges": False,
-            "vocab": {piece.piece: token for token, piece in enumerate(model.pieces)},
-            "merges": merges(model),
+            "vocab": {text: token for token, text in enumerate(pieces.texts)},
+            "merges": merges(pieces),
         },
     }
 

@@ -1,4 +1,4 @@
-"""`Tokenizer`: text to ids and back, exactly as sentencepiece does it."""
+"""`Tokenizer`: text to ids and back, exactly as sentencepiece does it (or tokenizers, for byte-level BPE)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -39,10 +39,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """The tokenizer at `path`, a `tokenizer.model` or a folder that holds one.
+        """The tokenizer at `path`, a `tokenizer.model` or a folder that holds one; or a byte-level `tokenizer.json`.
 
-        Raises FileNotFoundError where there is none, ValueError where the file is not a SentencePiece model.
+        Raises FileNotFoundError where there is none, ValueError where the file is of another kind.
         """
+        if is_byte_level(path):
+            from ziya_data.tokenizer.byte_level import ByteLevelTokenizer
+
+            return ByteLevelTokenizer.load(path)
         file = model_path(path)
         try:
             return cls(file.read_bytes())
@@ -66,10 +70,7 @@ class Tokenizer:
         """
         if self._encoder is not None:
             return self._encoder.encode_all(texts, end)
-        tail = [end] if end >= 0 else []
-        found = [ids + tail for ids in self._processor.encode(texts, num_threads=threads)]
-        flat = np.fromiter((token for ids in found for token in ids), np.int32)
-        return flat, np.fromiter(map(len, found), np.int32, len(found))
+        return flat_arrays(self._processor.encode(texts, num_threads=threads), end)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control tokens give nothing. Raises ValueError for an id outside the vocabulary."""
@@ -103,6 +104,28 @@ class Tokenizer:
             f"token id {wrong} is outside the vocabulary of {self.vocab_size} pieces; "
             "ids of padding rows stand for no text, keep them from being generated"
         )
+
+
+def is_byte_level(path: Path) -> bool:
+    """Whether `path` is, or as a folder holds, a `tokenizer.json` and no `tokenizer.model`."""
+    if path.is_dir():
+        return (path / "tokenizer.json").is_file() and not (path / "tokenizer.model").is_file()
+    return path.suffix == ".json"
+
+
+def json_path(path: Path) -> Path:
+    """The `tokenizer.json` that `path` is or, as a folder, holds. Raises FileNotFoundError where there is none."""
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no tokenizer at {path}; give a tokenizer.json or a folder that holds one")
+    return file
+
+
+def flat_arrays(found: Sequence[Sequence[int]], end: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """([sum of lengths], [rows]): the rows in a row, `end` (-1: nothing) after each, and how many each has."""
+    tail = [end] if end >= 0 else []
+    flat = np.fromiter((token for ids in found for token in (*ids, *tail)), np.int32)
+    return flat, np.fromiter((len(ids) + len(tail) for ids in found), np.int32, len(found))
 
 
 def rows(ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> list[list[int]]:

@@ -71,7 +71,18 @@ BAD = [
     (b'{"text": "\xff"}', "not UTF-8"),
     (b'{"text": "\\ud800"}', "surrogate"),
     (b"[" * 100_000, "not JSON"),
+    (b'{"text": "two"} {"text": "objects"}', "not JSON"),
+    (b'{"text": "rest"}]', "not JSON"),
 ]
+
+
+def test_white_space_and_marks_around_a_record(tmp_path: Path, tokenizer_folder: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n  {"text": "a"}\t \n \t\n{"text": "a"}')
+    report = build([path], str(tmp_path / "a"), tokenizer_folder)
+    assert (report.documents, report.bad) == (3, 0)
+    first, *others = documents_of(str(tmp_path / "a"))
+    assert others == [first, first]
 
 
 def test_bad_lines_are_counted_and_the_first_ten_told(
@@ -81,7 +92,7 @@ def test_bad_lines_are_counted_and_the_first_ten_told(
     lines = [b'{"text": "good"}', b"", b'{"text": ""}', *[line for line, _ in BAD * 2]]
     path.write_bytes(b"\n".join(lines) + b"\n")
     report = build([path], str(tmp_path / "a"), tokenizer_folder)
-    assert (report.documents, report.empty, report.bad) == (1, 1, 14)
+    assert (report.documents, report.empty, report.bad) == (1, 1, 18)
     assert len(report.first_bad) == 10
     told = capsys.readouterr().err
     for number, (line, (_, why)) in enumerate(zip(report.first_bad, BAD, strict=False), start=4):

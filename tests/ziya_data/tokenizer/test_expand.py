@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from ziya_data.tokenizer import Tokenizer, row_sources
 from ziya_data.tokenizer.corpus import count_characters
-from ziya_data.tokenizer.expand import expand, padded, rank_chinese, read_characters, with_pieces
+from ziya_data.tokenizer.expand import expand, padded, rank_chinese, read_characters
 from ziya_data.tokenizer.model_file import read_model, write_folder
+from ziya_data.tokenizer.vocabulary import with_pieces
 
 CHARACTERS = "谢鄱阳翩跹𠀀，。、翩人"
 

@@ -222,15 +222,16 @@ def test_a_difference_at_load_is_said_once_and_sentencepiece_encodes(
 
 @pytest.fixture(scope="module")
 def genuine(tmp_path_factory: pytest.TempPathFactory) -> Sides:
-    """The 32,000 LLaMA pieces, and they with 7,400 characters."""
+    """The 32,000 LLaMA pieces; they with 7,400 characters; they with the characters and 4,000 words of the news."""
     folder = tmp_path_factory.mktemp("genuine")
     from_gguf(GENUINE, folder / "plain")
     expand(folder / "plain", folder / "wide", characters=[chr(point) for point in range(0x4E00, 0x9FFF)], count=7400)
-    return loaded({name: (folder / name / "tokenizer.model").read_bytes() for name in ("plain", "wide")})
+    expand(folder / "plain", folder / "words", corpus=[DEMO / "raw/news_zh.jsonl.zst"], words=4000)
+    return loaded({name: (folder / name / "tokenizer.model").read_bytes() for name in ("plain", "wide", "words")})
 
 
 @needs_genuine
-@pytest.mark.parametrize("name", ["plain", "wide"])
+@pytest.mark.parametrize("name", ["plain", "wide", "words"])
 def test_the_genuine_vocabulary(genuine: Sides, lines: list[str], name: str) -> None:
     assert_equal(genuine[name], [*lines, *library_lines("[a-c]*.py")])
 
@@ -260,7 +261,7 @@ def demo_lines() -> Iterator[str]:
 
 @pytest.mark.slow
 @needs_genuine
-@pytest.mark.parametrize("name", ["plain", "wide"])
+@pytest.mark.parametrize("name", ["plain", "wide", "words"])
 def test_every_line_that_the_demo_downloads(genuine: Sides, name: str) -> None:
     batch: list[str] = []
     compared = characters = 0

@@ -6,8 +6,10 @@
 #include <functional>
 
 #include "factory_duplicates.h"
+#include "factory_grams.h"
 #include "factory_measure.h"
 #include "factory_model.h"
+#include "factory_near.h"
 #include "factory_train.h"
 
 namespace py = pybind11;
@@ -44,20 +46,42 @@ py::array_t<double> perplexity(const LanguageModel& model, const Texts& texts) {
     });
 }
 
-py::array_t<uint64_t> signatures(const Texts& texts) {
-    return for_each<uint64_t>(texts, 5, [](std::string_view text, uint64_t* out) {
-        uint32_t tokens = 0;
-        const Signature page = signature_of(text, tokens);
+Method method_of(const std::string& name) {
+    if (name != "simhash" && name != "minhash") throw std::invalid_argument("method '" + name + "' is neither minhash nor simhash");
+    return name == "simhash" ? Method::SIMHASH : Method::MINHASH;
+}
+
+py::array_t<uint64_t> signatures(const Texts& texts, const std::string& name) {
+    const Method method = method_of(name);
+    return for_each<uint64_t>(texts, WORDS, [&](std::string_view text, uint64_t* out) {
+        const Signature page = signature_of(text, method);
         std::memcpy(out, &page, sizeof page);
-        out[4] = tokens;
     });
 }
 
-Signature row_of(const Hashes& row) {
-    if (row.size() < 4) throw std::invalid_argument("a signature has four 64-bit numbers");
-    Signature page;
-    std::memcpy(&page, row.data(), sizeof page);
-    return page;
+// Calls visit(signature) for each row; (page or -1, Hamming distance, Jaccard) of each.
+template <class Visit>
+py::tuple for_signatures(const Hashes& rows, Visit visit) {
+    if (rows.ndim() != 2 || rows.shape(1) != static_cast<py::ssize_t>(WORDS))
+        throw std::invalid_argument("signatures are rows of " + std::to_string(WORDS) + " 64-bit numbers");
+    const py::ssize_t count = rows.shape(0);
+    py::array_t<int64_t> pages(count);
+    py::array_t<int32_t> distances(count);
+    py::array_t<double> alike(count);
+    int64_t* page = pages.mutable_data();
+    int32_t* distance = distances.mutable_data();
+    double* jaccard = alike.mutable_data();
+    const uint64_t* row = rows.data();
+    {
+        py::gil_scoped_release release;
+        for (py::ssize_t at = 0; at < count; ++at, row += WORDS) {
+            Signature signature;
+            std::memcpy(&signature, row, sizeof signature);
+            const Match match = visit(signature);
+            page[at] = match.page, distance[at] = match.distance, jaccard[at] = match.jaccard;
+        }
+    }
+    return py::make_tuple(pages, distances, alike);
 }
 
 }  // namespace
@@ -77,10 +101,17 @@ PYBIND11_MODULE(_factory, m) {
     for (int at = 0; at < FACT_COUNT; ++at) names[at] = FACT_NAMES[at];
     m.attr("FACTS") = names;
     py::class_<Measure>(m, "Measure", "Counts what the rules ask for; float64 [texts, len(FACTS)].")
-        .def(py::init<const std::vector<std::string>&>(), py::arg("stop_words"))
+        .def(py::init<const std::vector<std::string>&, const std::vector<std::vector<std::string>>&>(),
+             py::arg("stop_words"), py::arg("lists"))
         .def("__call__", [](const Measure& measure, const Texts& texts) {
             return for_each<double>(texts, FACT_COUNT, [&](std::string_view text, double* out) { measure(text, out); });
         }, py::arg("texts"));
+
+    py::class_<Scanner>(m, "Scanner", "Which sets of characters, or pairs of sets side by side, a text holds.")
+        .def(py::init<const std::vector<std::pair<Scanner::Set, Scanner::Set>>&>(), py::arg("sets"))
+        .def("__call__", [](const Scanner& scanner, const Texts& texts) {
+            return for_each<uint32_t>(texts, 1, [&](std::string_view text, uint32_t* out) { *out = scanner(text); });
+        }, py::arg("texts"), "uint32 [texts]: bit i is set for a text that holds sets[i]");
 
     py::class_<WordList>(m, "WordList", "Counts listed words and phrases in texts.")
         .def(py::init<const std::vector<std::string>&>(), py::arg("phrases"))
@@ -118,7 +149,8 @@ PYBIND11_MODULE(_factory, m) {
             *out = hash;
         });
     }, py::arg("texts"), "uint64 [texts]: of the bytes as they are");
-    m.def("signatures", &signatures, py::arg("texts"), "uint64 [texts, 5]: 128 SimHash bits, 32 four-bit minima, tokens");
+    m.def("signatures", &signatures, py::arg("texts"), py::arg("method"),
+          "uint64 [texts, 7]: 256 bits, eight 16-bit keys, number of tokens");
     m.def("tokens", [](std::string_view text, bool marks) {
         std::vector<uint64_t> out;
         for_tokens(text, marks, [&](uint64_t hash, Class) { out.push_back(hash); });
@@ -138,18 +170,31 @@ PYBIND11_MODULE(_factory, m) {
             return for_hashes(keys, [&](uint64_t key) { return bloom.test_and_add(key); });
         }, py::arg("keys"));
 
-    m.def("distance", [](const Hashes& a, const Hashes& b) {
-        return std::make_pair(hamming(row_of(a), row_of(b)), jaccard(row_of(a), row_of(b)));
-    }, py::arg("a"), py::arg("b"), "(Hamming distance of 128 bits, estimated Jaccard similarity) of two signatures");
-    py::class_<NearIndex>(m, "NearIndex", "Pages by SimHash in eight bands; 64 bytes a page.")
-        .def(py::init<>())
+    py::class_<NearIndex>(m, "NearIndex", "Pages by what they are like, in eight bands; 64 bytes a page.")
+        .def(py::init([](const std::string& name) { return NearIndex(method_of(name)); }), py::arg("method"))
         .def_static("load", &NearIndex::load, py::arg("path"))
         .def("save", &NearIndex::save, py::arg("path"))
         .def("__len__", &NearIndex::size)
-        .def("add", [](NearIndex& index, const Hashes& row) { index.add(row_of(row)); }, py::arg("signature"))
-        .def("find", [](const NearIndex& index, const Hashes& row, int distance, double least) {
-            const Match match = index.find(row_of(row), distance, least);
-            return std::make_tuple(match.page, match.distance, match.jaccard);
-        }, py::arg("signature"), py::arg("distance"), py::arg("jaccard"),
-           "(page or -1, Hamming distance, Jaccard estimate)");
+        .def_property_readonly("bytes", &NearIndex::bytes)
+        .def_property_readonly("method", [](const NearIndex& index) {
+            return index.method() == Method::SIMHASH ? "simhash" : "minhash";
+        })
+        .def("find", [](const NearIndex& index, const Hashes& rows, int distance, double least) {
+            return for_signatures(rows, [&](const Signature& page) { return index.find(page, distance, least); });
+        }, py::arg("signatures"), py::arg("distance"), py::arg("jaccard"))
+        .def("find_or_add", [](NearIndex& index, const Hashes& rows, int distance, double least) {
+            return for_signatures(rows, [&](const Signature& page) {
+                const Match match = index.find(page, distance, least);
+                if (match.page < 0) index.add(page);
+                return match;
+            });
+        }, py::arg("signatures"), py::arg("distance"), py::arg("jaccard"));
+
+    py::class_<GramSet>(m, "GramSet", "Runs of tokens of benchmark texts, to be found in documents.")
+        .def(py::init<uint32_t, uint32_t>(), py::arg("grams"), py::arg("shortest"))
+        .def("add", &GramSet::add, py::arg("text"), py::arg("owner"))
+        .def("__len__", &GramSet::size)
+        .def("find", [](const GramSet& grams, const Texts& texts) {
+            return for_each<int64_t>(texts, 4, [&](std::string_view text, int64_t* out) { grams.find(text, out); });
+        }, py::arg("texts"), "int64 [texts, 4]: hits, owner of the first, its first byte and the byte behind it");
 }

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "factory_text.h"
 
@@ -15,7 +16,8 @@ namespace ziya {
     X(uppercase) X(brackets) X(braces) X(replacement) X(url_characters) X(sentence_ends) X(longest_run)            \
     X(lines) X(short_lines) X(bullet_lines) X(ellipsis_lines) X(ended_lines) X(code_lines) X(longest_line)         \
     X(repeated_line_characters) X(words) X(word_characters) X(tokens) X(distinct_tokens) X(stop_words)             \
-    X(repeated_grams) X(top_pair)
+    X(repeated_grams) X(top_pair) X(longest_mark_run) X(longest_number)            \
+    X(advert) X(toxic) X(navigation)
 
 enum Fact : int {
 #define X(name) name,
@@ -79,12 +81,16 @@ class WordList {
 
 class Measure {
   public:
-    explicit Measure(const std::vector<std::string>& stop_words) {
-        for (const std::string& word : stop_words) {
-            uint64_t hash = 0;
-            for_tokens(word, false, [&](uint64_t token, Class) { hash = token; });
-            stop_words_.insert(hash);
-        }
+    // lists: the phrases of `advert`, `toxic` and `navigation`, in this order.
+    Measure(const std::vector<std::string>& stop_words, const std::vector<std::vector<std::string>>& lists) : first_(1 << 13) {
+        if (lists.size() != FACT_COUNT - advert) throw std::invalid_argument("Measure takes three lists of phrases");
+        for (const std::string& word : stop_words)
+            for (const uint64_t token : tokens_of(word)) entry(token).stop_word = true;
+        for (size_t list = 0; list < lists.size(); ++list)
+            for (const std::string& phrase : lists[list]) {
+                const std::vector<uint64_t> tokens = tokens_of(phrase);
+                if (!tokens.empty()) entry(tokens[0]).phrases.emplace_back(list, tokens);
+            }
     }
 
     void operator()(std::string_view text, double* facts) const {
@@ -106,26 +112,38 @@ class Measure {
         const char* at = text.data();
         const char* end = at + text.size();
         const char* url_end = at;
-        uint32_t length = 0, columns = 0, run = 0, previous = 0, last = 0, before_last = 0, first = 0;
+        uint32_t seen[FACT_COUNT] = {}, by_class[CONTROL + 1] = {};
+        uint32_t length = 0, columns = 0, run = 0, previous = 0, last = 0, before_last = 0, first = 0, stretch = 0;
         uint64_t hash = 0;
         while (at < end) {
             if (at >= url_end && (*at == 'h' || *at == 'w')) url_end = std::max(url_end, url_at(at, end));
-            if (at < url_end) ++facts[url_characters];
+            if (at < url_end) ++seen[url_characters];
             const uint32_t code = next_code(at);
-            ++facts[characters];
-            count_class(code, facts);
+            const Class kind = class_of(code);
+            ++by_class[kind];
             run = code == previous ? run + 1 : 1;
             previous = code;
-            const Class kind = class_of(code);
+            if (kind == DIGIT) seen[longest_number] = std::max(seen[longest_number], ++stretch);
+            else if (!joins_digits(code)) stretch = 0;
             if (kind == SPACE) continue;
             ++length;
             columns += code < 0x1100 ? 1 : 2;
-            if (kind <= DIGIT) facts[longest_run] = std::max(facts[longest_run], static_cast<double>(run));
+            uint32_t& longest = seen[kind <= DIGIT ? longest_run : longest_mark_run];
+            longest = std::max(longest, run);
             hash = mix(hash, code);
             if (!first) first = code;
-            if (ends_sentence(code)) facts[sentence_ends] += !ends_sentence(last);
+            if (kind == LATIN) seen[uppercase] += code >= 'A' && code <= 'Z';
+            else if (kind >= PUNCTUATION) count_mark(code, seen);
+            if (ends_sentence(code)) seen[sentence_ends] += !ends_sentence(last);
             if (!closes(code) || !ends_sentence(last)) before_last = last, last = code;
         }
+        for (int kind = 0; kind <= CONTROL; ++kind) {
+            seen[characters] += by_class[kind];
+            seen[OF_CLASS[kind]] += by_class[kind];
+        }
+        for (const Fact fact : {longest_run, longest_mark_run, longest_number})
+            facts[fact] = std::max(facts[fact], static_cast<double>(seen[fact])), seen[fact] = 0;
+        for (int fact = 0; fact < FACT_COUNT; ++fact) facts[fact] += seen[fact];
         ++facts[characters], ++facts[spaces];  // the line's own end
         if (!length) return;
         lines.emplace_back(hash, length);
@@ -139,24 +157,18 @@ class Measure {
         facts[longest_line] = std::max(facts[longest_line], static_cast<double>(length));
     }
 
-    static void count_class(uint32_t code, double* facts) {
-        switch (class_of(code)) {
-            case HAN: ++facts[han]; break;
-            case KANA: ++facts[kana]; break;
-            case HANGUL: ++facts[hangul]; break;
-            case LATIN: ++facts[latin]; break;
-            case LETTER: ++facts[other_letters]; break;
-            case DIGIT: ++facts[digits]; break;
-            case SPACE: ++facts[spaces]; break;
-            case PUNCTUATION: ++facts[punctuation]; break;
-            default: ++facts[symbols];
-        }
-        if (code >= 'A' && code <= 'Z') ++facts[uppercase];
+    // The count that a class goes into, in the order of Class.
+    static constexpr Fact OF_CLASS[] = {spaces, han, kana, hangul, latin, other_letters, digits, punctuation, symbols, symbols};
+
+    static bool joins_digits(uint32_t code) {  // may stand within a telephone, card or identity number
+        return code == ' ' || code == '-' || code == '.' || code == '(' || code == ')' || code == '+';
+    }
+    static void count_mark(uint32_t code, uint32_t* seen) {
         if (code == '[' || code == ']' || code == '(' || code == ')' || code == 0xFF08 || code == 0xFF09 ||
             code == 0x3010 || code == 0x3011)
-            ++facts[brackets];
-        if (code == '{' || code == '}') ++facts[braces];
-        if (code == 0xFFFD) ++facts[replacement];
+            ++seen[brackets];
+        if (code == '{' || code == '}') ++seen[braces];
+        if (code == 0xFFFD) ++seen[replacement];
     }
 
     static const char* url_at(const char* at, const char* end) {
@@ -171,36 +183,115 @@ class Measure {
         for_tokens(text, false, [&](uint64_t hash, Class kind) {
             all.push_back(hash);
             if (kind == LATIN || kind == LETTER) ++facts[words];
-            facts[stop_words] += stop_words_.count(hash);
         });
+        for (size_t at = 0; at < all.size(); ++at)
+            if (first_[all[at] >> 51]) look_up(all, at, facts);
         facts[word_characters] = facts[latin] + facts[other_letters];
         facts[tokens] = static_cast<double>(all.size());
         if (all.empty()) return;
-        std::vector<uint64_t> grams;
-        for (size_t at = GRAM; at <= all.size(); ++at) {
-            uint64_t hash = 3;
-            for (size_t k = at - GRAM; k < at; ++k) hash = mix(hash, all[k]);
-            grams.push_back(hash);
+        Tally grams(all.size()), pairs(all.size()), single(all.size());
+        uint64_t hash = 0, power = 1;  // of the last GRAM tokens, made from the one before (Rabin and Karp)
+        for (size_t at = 0; at < GRAM; ++at) power *= BASE;
+        for (size_t at = 0; at < all.size(); ++at) {
+            single.add(all[at]);
+            if (at) pairs.add(mix(all[at - 1], all[at]));
+            hash = hash * BASE + all[at] - (at >= GRAM ? power * all[at - GRAM] : 0);
+            if (at + 1 >= GRAM) grams.add(hash);
         }
-        if (!grams.empty()) facts[repeated_grams] = 1 - distinct(grams) / static_cast<double>(grams.size());
-        std::vector<uint64_t> pairs;
-        for (size_t at = 1; at < all.size(); ++at) pairs.push_back(mix(all[at - 1], all[at]));
-        std::sort(pairs.begin(), pairs.end());
-        size_t run = 0, most = 0;
-        for (size_t at = 0; at < pairs.size(); ++at) {
-            run = at && pairs[at] == pairs[at - 1] ? run + 1 : 1;
-            most = std::max(most, run);
-        }
-        facts[top_pair] = 2.0 * static_cast<double>(most) / static_cast<double>(all.size());
-        facts[distinct_tokens] = distinct(all);
+        if (all.size() >= GRAM)
+            facts[repeated_grams] = 1 - static_cast<double>(grams.distinct) / static_cast<double>(all.size() + 1 - GRAM);
+        facts[top_pair] = 2.0 * static_cast<double>(pairs.most) / static_cast<double>(all.size());
+        facts[distinct_tokens] = static_cast<double>(single.distinct);
     }
 
-    static double distinct(std::vector<uint64_t>& values) {
-        std::sort(values.begin(), values.end());
-        return static_cast<double>(std::unique(values.begin(), values.end()) - values.begin());
+    // How many different keys there are, and how often the commonest came.
+    struct Tally {
+        explicit Tally(size_t keys) {
+            size_t size = 16;
+            while (size < 2 * keys) size *= 2;
+            places.resize(size);
+        }
+        void add(uint64_t key) {
+            key = key ? key : 1;  // 0 marks an empty place
+            size_t at = (key ^ key >> 32) & (places.size() - 1);
+            while (places[at].first && places[at].first != key) at = (at + 1) & (places.size() - 1);
+            distinct += !places[at].first;
+            places[at].first = key;
+            most = std::max(most, ++places[at].second);
+        }
+        std::vector<std::pair<uint64_t, uint32_t>> places;
+        size_t distinct = 0;
+        uint32_t most = 0;
+    };
+
+    static std::vector<uint64_t> tokens_of(std::string_view text) {
+        std::vector<uint64_t> tokens;
+        for_tokens(text, false, [&](uint64_t hash, Class) { tokens.push_back(hash); });
+        return tokens;
     }
 
-    std::unordered_set<uint64_t> stop_words_;
+    struct Entry {
+        bool stop_word = false;
+        std::vector<std::pair<size_t, std::vector<uint64_t>>> phrases;  // of which list
+    };
+    Entry& entry(uint64_t token) {
+        first_[token >> 51] = true;
+        return entries_[token];
+    }
+    void look_up(const std::vector<uint64_t>& all, size_t at, double* facts) const {
+        const auto found = entries_.find(all[at]);
+        if (found == entries_.end()) return;
+        facts[stop_words] += found->second.stop_word;
+        bool counted[FACT_COUNT - advert] = {};
+        for (const auto& [list, phrase] : found->second.phrases) {
+            if (counted[list] || at + phrase.size() > all.size()) continue;
+            counted[list] = std::equal(phrase.begin(), phrase.end(), all.begin() + at);
+            facts[advert + list] += counted[list];
+        }
+    }
+
+    static constexpr uint64_t BASE = 0x9E3779B97F4A7C15ull;
+    std::unordered_map<uint64_t, Entry> entries_;
+    std::vector<char> first_;  // whether any entry's hash begins with these 13 bits
+};
+
+// Which of some sets of characters a text holds one of, or of some pairs of sets two neighbours: so that a pattern is only
+// searched for where it can be found. Bit i stands for sets[i]: (first, second), the latter empty for a single character.
+// Sets are of the basic plane; every character above it belongs to all single sets and to no pair.
+class Scanner {
+  public:
+    using Set = std::vector<uint16_t>;
+    explicit Scanner(const std::vector<std::pair<Set, Set>>& sets) : kinds_(0x10000) {
+        if (sets.size() > 32) throw std::invalid_argument("a scanner takes at most 32 sets");
+        for (size_t at = 0; at < sets.size(); ++at) {
+            const auto& [first, second] = sets[at];
+            const uint32_t bit = 1u << at;
+            if (second.empty()) above_ |= bit;
+            for (const uint16_t code : first) (second.empty() ? kinds_[code].alone : kinds_[code].first) |= bit;
+            for (const uint16_t code : second) kinds_[code].second |= bit;
+        }
+    }
+    uint32_t operator()(std::string_view text) const {
+        uint32_t found = 0, before = 0;
+        for (const char* at = text.data(); at < text.data() + text.size();) {
+            const uint32_t code = next_code(at);
+            if (code >= 0x10000) {
+                found |= above_, before = 0;
+                continue;
+            }
+            const Kind& kind = kinds_[code];
+            found |= kind.alone | (before & kind.second);
+            before = kind.first;
+        }
+        return found;
+    }
+
+  private:
+    struct Kind {
+        uint32_t alone = 0, first = 0, second = 0;
+    };
+    std::vector<Kind> kinds_;
+    uint32_t above_ = 0;
 };
 
 }  // namespace ziya

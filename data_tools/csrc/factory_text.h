@@ -94,15 +94,16 @@ inline uint64_t mix(uint64_t hash, uint64_t value) {
 
 inline bool is_word(Class kind) { return kind == LATIN || kind == LETTER || kind == DIGIT || kind == HANGUL; }
 
-// Calls take(hash, class) for every token: a Chinese or Japanese character, a word, or (when asked) a mark.
+// Calls take(hash, class, end) for every token: a Chinese or Japanese character, a word, or (when asked) a mark.
 // So Chinese is counted in characters and English in words by one and the same walk.
 template <class Take>
-inline void for_tokens(std::string_view text, bool marks, Take take) {
+inline void walk_tokens(std::string_view text, bool marks, Take take) {
     const char* at = text.data();
     const char* end = at + text.size();
     uint64_t word = 0;
     Class first = SPACE;
     while (at < end) {
+        const char* before = at;
         const uint32_t code = next_code(at);
         const Class kind = class_of(code);
         if (is_word(kind)) {
@@ -111,11 +112,16 @@ inline void for_tokens(std::string_view text, bool marks, Take take) {
             continue;
         }
         if (code == '\'' && word && at < end && class_of(static_cast<unsigned char>(*at)) == LATIN) continue;  // don't
-        if (word) take(word, first), word = 0;
-        if (kind == HAN || kind == KANA) take(mix(1, code), kind);
-        else if (marks && (kind == PUNCTUATION || kind == SYMBOL)) take(mix(2, fold(code)), kind);
+        if (word) take(word, first, before), word = 0;
+        if (kind == HAN || kind == KANA) take(mix(1, code), kind, at);
+        else if (marks && (kind == PUNCTUATION || kind == SYMBOL)) take(mix(2, fold(code)), kind, at);
     }
-    if (word) take(word, first);
+    if (word) take(word, first, end);
+}
+
+template <class Take>
+inline void for_tokens(std::string_view text, bool marks, Take take) {
+    walk_tokens(text, marks, [&](uint64_t hash, Class kind, const char*) { take(hash, kind); });
 }
 
 // A hash of the text with case, width, white space, punctuation, symbols and emoji folded away.

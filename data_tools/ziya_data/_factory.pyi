@@ -6,9 +6,19 @@ from numpy.typing import NDArray
 FACTS: tuple[str, ...]
 
 class Measure:
-    def __init__(self, stop_words: list[str]) -> None: ...
+    def __init__(self, stop_words: list[str], lists: list[list[str]]) -> None:
+        """lists: phrases of `advert`, `toxic`, `navigation`."""
+
     def __call__(self, texts: list[str]) -> NDArray[np.float64]:
         """[N, len(FACTS)] counts."""
+
+class Scanner:
+    def __init__(self, sets: list[tuple[list[int], list[int]]]) -> None:
+        """Pairs of sets of code points below 65,536; the second is empty where one character is enough."""
+
+    def __call__(self, texts: list[bytes]) -> NDArray[np.uint32]:
+        """[N] bit i is set for a UTF-8 text that holds a character of the first set of sets[i], and right behind it one
+        of the second. Higher code points belong to every single set, and to no pair."""
 
 class WordList:
     def __init__(self, phrases: list[str]) -> None: ...
@@ -40,14 +50,11 @@ def content_hash(texts: list[str]) -> NDArray[np.uint64]:
 def text_hash(texts: list[str]) -> NDArray[np.uint64]:
     """[N], of the bytes as they are."""
 
-def signatures(texts: list[str]) -> NDArray[np.uint64]:
-    """[N, 5]: 128 SimHash bits, 32 four-bit minima, number of tokens."""
+def signatures(texts: list[str], method: str) -> NDArray[np.uint64]:
+    """[N, 7]: 256 bits, eight 16-bit keys, number of tokens; method `minhash` or `simhash`."""
 
 def tokens(text: str, marks: bool = False) -> list[int]:
     """Hashes of Chinese characters and of words; of punctuation too with `marks`."""
-
-def distance(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> tuple[int, float]:
-    """Hamming distance of 128 bits and estimated Jaccard similarity of two signatures."""
 
 class Bloom:
     added: int
@@ -59,12 +66,28 @@ class Bloom:
     def test(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]: ...
     def test_and_add(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]: ...
 
+Found = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
+"""[N] each: page or -1, Hamming distance of 128 SimHash bits (0 for minhash), estimated Jaccard similarity."""
+
 class NearIndex:
-    def __init__(self) -> None: ...
+    bytes: int
+    method: str
+    def __init__(self, method: str) -> None: ...
     @staticmethod
     def load(path: str) -> NearIndex: ...
     def save(self, path: str) -> None: ...
     def __len__(self) -> int: ...
-    def add(self, signature: NDArray[np.uint64]) -> None: ...
-    def find(self, signature: NDArray[np.uint64], distance: int, jaccard: float) -> tuple[int, int, float]:
-        """Nearest page or -1, its Hamming distance, its Jaccard estimate."""
+    def find(self, signatures: NDArray[np.uint64], distance: int, jaccard: float) -> Found:
+        """Of each page the one most like it."""
+
+    def find_or_add(self, signatures: NDArray[np.uint64], distance: int, jaccard: float) -> Found:
+        """The same, page by page; one that is like none before it is added, and its page is -1."""
+
+class GramSet:
+    def __init__(self, grams: int, shortest: int) -> None: ...
+    def add(self, text: str, owner: int) -> bool:
+        """False for a text of fewer than `shortest` tokens, which cannot be looked for."""
+
+    def __len__(self) -> int: ...
+    def find(self, texts: list[str]) -> NDArray[np.int64]:
+        """[N, 4]: hits, owner of the first one, its first byte, the byte behind it."""

@@ -1,4 +1,4 @@
-"""`ziya factory run | train-scorer | inspect | explain`."""
+"""`ziya factory run | train-scorer | inspect | explain | tighten | sheet`."""
 
 import argparse
 from pathlib import Path
@@ -25,15 +25,39 @@ def run(argv: list[str]) -> int:
     arguments.add_argument(
         "--workers", type=int, default=1, help="processes (default 1); the output does not depend on it"
     )
+    arguments.add_argument(
+        "--shard",
+        default="",
+        metavar="K/N",
+        help="prepare and filter only every Nth shard from the Kth on (0 to N - 1), as one of N machines or tasks",
+    )
+    arguments.add_argument(
+        "--estimate-tb", type=float, default=0.0, metavar="N", help="say what N terabytes of such text would take"
+    )
     given = arguments.parse_args(argv)
-    from ziya_data.factory import pipeline, recipe
+    from ziya_data.factory import estimate, pipeline, recipe
 
     settings = recipe.load(given.recipe)
-    report = pipeline.run(settings, given.workers, lambda line: print(line, flush=True))
+    share = part(given.shard)
+    report = pipeline.run(settings, given.workers, lambda line: print(line, flush=True), share)
+    if not report:
+        return 0
     print(pipeline.summary(report), flush=True)
     if mistake := pipeline.nothing_kept(report):
         raise ValueError(mistake)
+    if given.estimate_tb:
+        print(estimate.estimate(report, given.estimate_tb))
     return int(settings.evaluate.required and not report["evaluate"]["passed"])
+
+
+def part(given: str) -> tuple[int, int] | None:
+    """(K, N) of "K/N". Raises ValueError."""
+    if not given:
+        return None
+    first, _, count = given.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
+        raise ValueError(f"--shard {given} must be K/N with K from 0 to N - 1, such as 0/8")
+    return int(first), int(count)
 
 
 def train_scorer(argv: list[str]) -> int:
@@ -92,3 +116,40 @@ def explain(argv: list[str]) -> int:
     for line in look.explain(given.output, given.id):
         print(line)
     return 0
+
+
+def tighten(argv: list[str]) -> int:
+    arguments = parser(
+        "tighten", "After a failed gate: which thresholds to move, and what that would cost.", "runs/demo/factory"
+    )
+    arguments.add_argument("output", type=Path, help="the run's folder")
+    arguments.add_argument("--write", type=Path, metavar="RECIPE.toml", help="write the recipe with the moves made")
+    given = arguments.parse_args(argv)
+    from ziya_data.factory import tighten
+
+    found = tighten.propose(given.output)
+    print("\n".join(tighten.lines(found)))
+    if given.write and found.moves:
+        tighten.write(given.output, found, given.write)
+        print(f"{given.write}: run ziya factory run {given.write}")
+    return 0
+
+
+def sheet(argv: list[str]) -> int:
+    """Exit code 1 when a verdict is read and it is not passed."""
+    arguments = parser(
+        "sheet", "A page on which a person marks kept items by keyboard; and what the marks say.", "runs/demo/factory"
+    )
+    arguments.add_argument("output", type=Path, help="the run's folder")
+    arguments.add_argument("--items", type=int, default=1000, help="drawn at random (default 1,000, as in Ziya2)")
+    arguments.add_argument("--verdict", type=Path, metavar="FILE", help="read what the page saved, and judge")
+    given = arguments.parse_args(argv)
+    from ziya_data.factory import sheet
+
+    if given.verdict is None:
+        path, count = sheet.write(given.output, given.items)
+        print(f"{path}: {count:,} items; open it in a browser, it needs no network")
+        return 0
+    found = sheet.judge(given.output, given.verdict)
+    print("\n".join(sheet.lines(found)))
+    return int(not found["passed"])

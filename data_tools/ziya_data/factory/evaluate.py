@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -55,13 +56,7 @@ def chosen(name: str, seed: int, purpose: str) -> float:
 
 def evaluate(sample: list[Document], settings: Evaluate, models: dict[str, LanguageModel]) -> dict[str, Any]:
     """The gate's verdict on a sample: {passed, documents, failed, metrics: {name: {level, rate, limit, ...}}}."""
-    flagged: dict[str, list[str]] = {name: [] for name in METRICS}
-    groups: dict[tuple[str, str], list[Document]] = {}
-    for document in sample:
-        groups.setdefault((document.language, document.source), []).append(document)
-    for (language, _), group in sorted(groups.items()):
-        score.measure(group, {name: model for name, model in models.items() if name == language})
-        flag(group, language, settings, flagged)
+    flagged = flags(sample, settings, models)
     limits = {1: settings.level_1, 2: settings.level_2, 3: settings.level_3}
     metrics = {}
     for name, metric in METRICS.items():
@@ -79,6 +74,18 @@ def evaluate(sample: list[Document], settings: Evaluate, models: dict[str, Langu
     return {"passed": not failed and bool(sample), "documents": len(sample), "failed": failed, "metrics": metrics}
 
 
+def flags(sample: list[Document], settings: Evaluate, models: dict[str, LanguageModel]) -> dict[str, list[str]]:
+    """Metric -> ids of the documents that count against it. Measures perplexity into metadata."""
+    flagged: dict[str, list[str]] = {name: [] for name in METRICS}
+    groups: dict[tuple[str, str], list[Document]] = {}
+    for document in sample:
+        groups.setdefault((document.language, document.source), []).append(document)
+    for (language, _), group in sorted(groups.items()):
+        score.measure(group, {name: model for name, model in models.items() if name == language})
+        flag(group, language, settings, flagged)
+    return flagged
+
+
 def flag(group: list[Document], language: str, settings: Evaluate, flagged: dict[str, list[str]]) -> None:
     measured = pages([document.text for document in group], language)
     found = identify([document.text for document in group])
@@ -90,11 +97,8 @@ def flag(group: list[Document], language: str, settings: Evaluate, flagged: dict
     for document, page, (label, _), topic in zip(group, measured, found, topics, strict=True):
         value = document.metadata.get("perplexity", median)
         tokens = page.facts.tokens
-        flags = {
-            "privacy": private(page),
-            "toxic": page.toxic > 0,
-            "advert": page.advert * 1000 > 4 * tokens,
-            "webpage": "<" in page.text and TAG.search(page.text) is not None,
+        against = {
+            **{name: bad(page) for name, bad in OF_THE_PAGE.items()},
             "perplexity": value > settings.perplexity * median,
             "informativeness": value * settings.perplexity < median,
             "readability": tokens > LONGEST_SENTENCE.get(language, 150) * max(page.facts.sentence_ends, 1),
@@ -102,9 +106,9 @@ def flag(group: list[Document], language: str, settings: Evaluate, flagged: dict
             "length": not LENGTHS[0] <= tokens <= LENGTHS[1],
             "topic": surplus > 0 and topic == common,
         }
-        surplus -= flags["topic"]
-        for name, bad in flags.items():
-            if bad:
+        surplus -= against["topic"]
+        for name, counts in against.items():
+            if counts:
                 flagged[name].append(document.id)
 
 
@@ -112,10 +116,19 @@ def private(page: Page) -> bool:
     text = page.text
     if "@" in text and MAIL.search(text):
         return True
-    if page.facts.digits < 7:
+    if page.facts.longest_number < 10:
         return False
     cards = ("".join(filter(str.isdigit, match.group())) for match in CARD.finditer(text))
     return bool(PHONE.search(text) or IDENTITY.search(text)) or any(luhn(card) for card in cards if len(card) >= 13)
+
+
+OF_THE_PAGE: dict[str, Callable[[Page], bool]] = {
+    "privacy": private,
+    "toxic": lambda page: page.facts.toxic > 0,
+    "advert": lambda page: page.facts.advert * 1000 > 4 * page.facts.tokens,
+    "webpage": lambda page: "<" in page.text and TAG.search(page.text) is not None,
+}
+"""The metrics that a page fails or passes by itself, whatever the others are like."""
 
 
 def topics_of(texts: list[str], language: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The end of a run: the gate, the final format, kept / heldout / dropped in place, the report's numbers."""
 
 import heapq
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -35,8 +36,10 @@ def finish(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Writes kept/, heldout/ and dropped/ and returns the report without its times and pictures."""
+    begin = time.perf_counter()
     written_counts = write_kept(recipe, shards, work, out)
     write_dropped(shards, work, out)
+    total.seconds["collect"] += time.perf_counter() - begin
     begin = time.perf_counter()
     verdict = evaluate(draw_sample(recipe, shards, work, total), recipe.evaluate, models)
     total.seconds["evaluate"] += time.perf_counter() - begin
@@ -113,13 +116,13 @@ def kept_record(document: Document, text: str) -> dict[str, Any]:
 
 
 def write_dropped(shards: list[Shard], work: Path, out: Path) -> None:
-    """dropped/<shard>.jsonl.zst: the drops of all steps, in the order of the parts."""
+    """dropped/<shard>.jsonl.zst: the drops of all steps, in the order of the parts, a zstd frame each."""
     with storage.replacing_folder(out / "dropped") as folder:
         for shard in shards:
-            with storage.lines_out(folder / f"{shard.name}.jsonl.zst") as file:
+            with (folder / f"{shard.name}.jsonl.zst").open("wb") as file:
                 for step in ("prepare", "filter", "unique"):
-                    for record in storage.read_lines(work / step / f"{shard.name}.dropped.jsonl.zst"):
-                        storage.write_line(file, record)
+                    with (work / step / f"{shard.name}.dropped.jsonl.zst").open("rb") as part:
+                        shutil.copyfileobj(part, file)
 
 
 def draw_sample(recipe: Recipe, shards: list[Shard], work: Path, total: Tally) -> list[Document]:
@@ -146,7 +149,7 @@ def plain(recipe: Recipe) -> dict[str, Any]:
         for name, limits in recipe.rules.limits.items()
     }
     table["source"] = [{**row, "paths": list(row["paths"]), "skip": list(row["skip"])} for row in table["source"]]
-    for section, name in (("preprocess", "languages"), ("deduplicate", "against")):
+    for section, name in (("preprocess", "languages"), ("decontaminate", "files"), ("deduplicate", "against")):
         table[section][name] = list(table[section][name])
     return table
 

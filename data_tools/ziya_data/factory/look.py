@@ -12,7 +12,7 @@ from ziya_data.factory import score, storage
 from ziya_data.factory.evaluate import chosen
 from ziya_data.factory.preprocess import preprocess
 from ziya_data.factory.read import read, shards_of
-from ziya_data.factory.rules import DOCUMENT_RULES, TEXT_RULES, apply_to, pages
+from ziya_data.factory.rules import DOCUMENT_RULES, TEXT_RULES, change, pages
 
 
 def finished(out: Path) -> Path:
@@ -41,6 +41,14 @@ def dropped(out: Path, reason: str = "", sample: int = 0) -> list[dict[str, Any]
         found.sort(key=lambda record: chosen(record["id"], 0, "inspect"))
         del found[sample:]
     return found
+
+
+def kept(out: Path) -> Iterator[Document]:
+    """What a finished run kept or held out, as it was written."""
+    for path in (*sorted((out / "kept").glob("*.jsonl.zst")), *sorted((out / "heldout").glob("*.jsonl"))):
+        for record in storage.read_lines(path):
+            quality = {"quality": record.pop("quality")}
+            yield Document(**record, metadata=quality)
 
 
 def explain(out: Path, name: str) -> Iterator[str]:
@@ -89,18 +97,18 @@ def explain_score(out: Path, recipe: recipes.Recipe, source: recipes.Source, doc
 
 
 def explain_rules(recipe: recipes.Recipe, document: Document) -> Iterator[str]:
-    page = pages([document.text], document.language)[0]
+    found = pages([document.text], document.language)
     for rule in DOCUMENT_RULES:
-        limit = recipe.rules.limits[rule.name].get(page.language)
+        limit = recipe.rules.limits[rule.name].get(document.language)
         if limit is not None:
-            verdict = f"DROP rules.{rule.name}" if rule.broken(page, limit) else "fine"
+            verdict = f"DROP rules.{rule.name}" if rule.broken(found, limit)[0] else "fine"
             side = "most" if rule.above else "least"
-            yield f"rules        {rule.name:18} {rule.measure(page):10.4g}  at {side} {limit:<8g} {verdict}"
+            yield f"rules        {rule.name:18} {rule.measure(found)[0]:10.4g}  at {side} {limit:<8g} {verdict}"
     struck: Counter[str] = Counter()
-    apply_to(deepcopy(document), page, recipe.rules.limits, struck)
-    for change in TEXT_RULES:
-        if times := struck[f"rules.{change.name}"]:
-            yield f"rules        {change.name:18} struck {times} times ({change.level})"
+    change(deepcopy(document), found[0], recipe.rules.limits, struck)
+    for text_rule in TEXT_RULES:
+        if times := struck[f"rules.{text_rule.name}"]:
+            yield f"rules        {text_rule.name:18} struck {times} times ({text_rule.level})"
 
 
 def fate(out: Path, name: str) -> Iterator[str]:

@@ -1,10 +1,10 @@
 """The output folder: only what an earlier or interrupted run of the factory wrote is ever replaced."""
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
-
-from ziya_data.factory import storage
+from uuid import uuid4
 
 FOLDERS = ("kept", "dropped", "heldout", "seen", "work")
 FILES = ("report.json", "report.html", "recipe.toml")
@@ -50,6 +50,17 @@ def ours(out: Path) -> bool:
 
 
 def begin(out: Path) -> Path:
-    """Marks `out` as ours before anything else is written there; gives the folder of the work in progress."""
-    storage.write_json(out / MARKER, {"written_by": "ziya factory run"})
+    """Marks `out` as ours before anything else is written there; gives the folder of the work in progress.
+
+    Several tasks may begin at once: the folder appears with the marker in it, or another task's is there already.
+    """
+    if not (out / MARKER).is_file():
+        made = out / f"work.{uuid4().hex}.tmp"
+        made.mkdir(parents=True)
+        (made / Path(MARKER).name).write_text('{"written_by": "ziya factory run"}\n', encoding="utf-8")
+        try:
+            made.rename(out / "work")
+        except OSError:  # not empty
+            shutil.copy(made / Path(MARKER).name, out / MARKER)
+            shutil.rmtree(made)
     return out / "work"

@@ -11,8 +11,9 @@ from typing import Any
 from ziya_data._factory import LanguageModel
 from ziya_data.document import Document
 from ziya_data.factory import score, storage
+from ziya_data.factory.decontaminate import decontaminate
 from ziya_data.factory.deduplicate import Index, deduplicate
-from ziya_data.factory.preprocess import preprocess
+from ziya_data.factory.preprocess import preprocess, unread
 from ziya_data.factory.read import read
 from ziya_data.factory.recipe import Recipe, Source
 from ziya_data.factory.rules import apply_rules
@@ -113,9 +114,23 @@ class Output:
                 stay.append(document)
         return stay
 
-    def keep(self, documents: list[Document]) -> None:
+    def keep(self, documents: list[Document], tally: Tally, name: str = "storage") -> None:
+        begin = time.perf_counter()
         for document in documents:
             storage.write_line(self.kept, storage.to_record(document))
+        tally.seconds[name] += time.perf_counter() - begin
+
+
+def stored(folder: Path, shard: Shard, tally: Tally, name: str = "storage") -> Iterator[list[Document]]:
+    """Batches of what the step before left."""
+    found = batches(map(storage.from_record, storage.read_lines(folder / f"{shard.name}.jsonl.zst")))
+    while True:
+        begin = time.perf_counter()
+        batch = next(found, None)
+        tally.seconds[name] += time.perf_counter() - begin
+        if batch is None:
+            return
+        yield batch
 
 
 def prepare(shard: Shard, recipe: Recipe, models: dict[str, LanguageModel], folder: Path) -> Tally:
@@ -135,7 +150,7 @@ def prepare(shard: Shard, recipe: Recipe, models: dict[str, LanguageModel], fold
             for document in batch:
                 document.metadata["size"] = len(document.text.encode("utf-8", "replace"))
             if "preprocess" in shard.source.skip:
-                reasons = ["read.broken" if "broken" in item.metadata else "" for item in batch]
+                reasons = [unread(item) for item in batch]
             else:
                 reasons = preprocess(batch, recipe.preprocess)
             sample_changes("preprocess", before, batch, reasons, tally)
@@ -151,7 +166,7 @@ def prepare(shard: Shard, recipe: Recipe, models: dict[str, LanguageModel], fold
                 if "perplexity" in document.metadata:
                     tally.histograms[document.language][score.bin_of(document.metadata["perplexity"])] += 1
             tally.seconds["score"] += time.perf_counter() - begin
-            output.keep(stay)
+            output.keep(stay, tally)
 
 
 Bounds = dict[str, tuple[int, int] | None]
@@ -162,7 +177,7 @@ def filter_shard(shard: Shard, recipe: Recipe, bounds: Bounds, before: Path, fol
     tally = Tally()
     with ExitStack() as stack:
         output = Output(stack, folder, shard)
-        for batch in batches(map(storage.from_record, storage.read_lines(before / f"{shard.name}.jsonl.zst"))):
+        for batch in stored(before, shard, tally):
             begin = time.perf_counter()
             reasons = [score.judge(document, bounds.get(document.language)) for document in batch]
             stay = output.write(batch, reasons, tally)
@@ -175,10 +190,14 @@ def filter_shard(shard: Shard, recipe: Recipe, bounds: Bounds, before: Path, fol
                 reasons = apply_rules(stay, recipe.rules.limits, tally.struck)
                 sample_changes("rules", texts, stay, reasons, tally)
                 stay = output.write(stay, reasons, tally)
+            tally.seconds["rules"] += time.perf_counter() - begin
+            if recipe.decontaminate.files and "decontaminate" not in shard.source.skip:
+                begin = time.perf_counter()
+                stay = output.write(stay, decontaminate(stay, recipe.decontaminate), tally)
+                tally.seconds["decontaminate"] += time.perf_counter() - begin
             for document in stay:
                 tally.count("rules", document, document.metadata["size"])
-            tally.seconds["rules"] += time.perf_counter() - begin
-            output.keep(stay)
+            output.keep(stay, tally)
     return tally
 
 
@@ -187,7 +206,7 @@ def unique(shard: Shard, recipe: Recipe, index: Index, old: list[Index], before:
     tally = Tally()
     with ExitStack() as stack:
         output = Output(stack, folder, shard)
-        for batch in batches(map(storage.from_record, storage.read_lines(before / f"{shard.name}.jsonl.zst"))):
+        for batch in stored(before, shard, tally, "collect"):
             begin = time.perf_counter()
             stay = batch
             if "deduplicate" not in shard.source.skip:
@@ -196,7 +215,7 @@ def unique(shard: Shard, recipe: Recipe, index: Index, old: list[Index], before:
             for document in stay:
                 tally.count("deduplicate", document, document.metadata["size"])
             tally.seconds["deduplicate"] += time.perf_counter() - begin
-            output.keep(stay)
+            output.keep(stay, tally, "collect")
     return tally
 
 

@@ -10,21 +10,20 @@ same key takes the shard as done; anything else is made again. So a killed run g
 what it touches and nothing more.
 """
 
-import hashlib
 import json
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ziya_data.factory import finish, output, parts, score, storage
+from ziya_data.factory import decontaminate, finish, output, parts, score, storage
 from ziya_data.factory.deduplicate import Index
+from ziya_data.factory.keys import step_keys
 from ziya_data.factory.parts import Shard, Tally
 from ziya_data.factory.read import shards_of
 from ziya_data.factory.recipe import Recipe
@@ -32,11 +31,16 @@ from ziya_data.factory.recipe import Recipe
 Say = Callable[[str], None]
 
 
-def run(recipe: Recipe, workers: int = 1, say: Say = print) -> dict[str, Any]:
+def run(recipe: Recipe, workers: int = 1, say: Say = print, part: tuple[int, int] | None = None) -> dict[str, Any]:
     """Runs a recipe, or goes on with it, and returns the report (also OUT/report.json).
 
-    The files written are the same whatever `workers` is. Raises ValueError or FileNotFoundError before any work when
-    an input, a scorer or an older index is missing, or when the output folder holds what no run of ours wrote.
+    With `part` (k, n) it does no more than prepare and filter the shards k, k + n, k + 2 n ..., and returns {}: several
+    machines do one each, and a run without `part` finds their work done. Filtering waits until all shards of a source
+    that is ranked are prepared, so `part` is run twice.
+
+    The files written are the same whatever `workers` and `part` are. Raises ValueError or FileNotFoundError before any
+    work when an input, a scorer or an older index is missing, or when the output folder holds what no run of ours
+    wrote.
     """
     begin = time.perf_counter()
     if workers < 1:
@@ -45,7 +49,8 @@ def run(recipe: Recipe, workers: int = 1, say: Say = print) -> dict[str, Any]:
     shards = [Shard(source, path, n) for source in recipe.source for n, path in enumerate(shards_of(source))]
     output.check(out, [shard.path for shard in shards])
     models = score.load_models(recipe.score)
-    old = [Index.load(Path(folder)) for folder in recipe.deduplicate.against]
+    announce(recipe, say)
+    old = [Index.load(Path(folder), recipe.deduplicate.method) for folder in recipe.deduplicate.against]
     keys = step_keys(recipe, shards)
     done = out / "report.json"
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")).get("key") == keys["finish"][0]:
@@ -53,6 +58,9 @@ def run(recipe: Recipe, workers: int = 1, say: Say = print) -> dict[str, Any]:
         report: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         return report
     work = output.begin(out)
+    if part:
+        run_part(recipe, shards, keys, work, workers, say, part)
+        return {}
     prepared = each(partial(prepare, recipe, work), shards, keys["prepare"], work / "prepare", workers, say)
     bounds = bounds_of(recipe, shards, prepared)
     tasks = partial(filter_shard, recipe, bounds, work)
@@ -61,12 +69,51 @@ def run(recipe: Recipe, workers: int = 1, say: Say = print) -> dict[str, Any]:
     unique, index = unique_shards(recipe, shards, old, keys["unique"], work, out, say)
     total, by_source = totals(shards, prepared, filtered, unique)
     report = finish.finish(recipe, shards, work, out, models, total, by_source, bounds, say)
-    report["pages_in_index"] = len(index)
+    report["pages_in_index"] = index
     report["wall_seconds"] = round(time.perf_counter() - begin, 2)
     report["key"] = keys["finish"][0]
     finish.publish(recipe, report, out)
     shutil.rmtree(work)
     return report
+
+
+def run_part(
+    recipe: Recipe,
+    shards: list[Shard],
+    keys: dict[str, list[str]],
+    work: Path,
+    workers: int,
+    say: Say,
+    part: tuple[int, int],
+) -> None:
+    """Prepares the shards k, k + n ..., and filters those of them whose source is prepared as a whole."""
+    mine = range(part[0], len(shards), part[1])
+    own = [shards[i] for i in mine]
+    each(partial(prepare, recipe, work), own, [keys["prepare"][i] for i in mine], work / "prepare", workers, say)
+    found = [marked(work / "prepare", shard, key) for shard, key in zip(shards, keys["prepare"], strict=True)]
+    ranked = {source.name for source in recipe.source if recipe.score.models and "score" not in source.skip}
+    missing = {
+        shard.source.name: shard.name
+        for shard, tally in zip(shards, found, strict=True)
+        if tally is None and shard.source.name in ranked
+    }
+    bounds = bounds_of(recipe, shards, [tally or Tally() for tally in found])
+    ready = [i for i in mine if shards[i].source.name not in missing]
+    tasks = partial(filter_shard, recipe, bounds, work)
+    each(tasks, [shards[i] for i in ready], [keys["filter"][i] for i in ready], work / "filter", workers, say)
+    if left := len(own) - len(ready):
+        example = next(iter(missing.values()))
+        say(f"filter   {left} shards wait for others of their source, such as {example}; run this again after them")
+
+
+def announce(recipe: Recipe, say: Say) -> None:
+    """Reads the benchmark files now: a mistake there must not show after hours."""
+    settings = recipe.decontaminate
+    if not settings.files:
+        return
+    grams, short = decontaminate.grams_of(settings, decontaminate.stamps(settings))
+    unseen = f"; {short.total():,} texts are shorter than {settings.shortest} and cannot be looked for"
+    say(f"decontaminate: {len(grams):,} runs of tokens of {len(settings.files)} files{unseen if short.total() else ''}")
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -144,17 +191,17 @@ def timed(task: Callable[[Shard], Tally], shard: Shard) -> tuple[Tally, float]:
 
 def unique_shards(
     recipe: Recipe, shards: list[Shard], old: list[Index], keys: list[str], work: Path, out: Path, say: Say
-) -> tuple[list[Tally], list[str]]:
+) -> tuple[list[Tally], int]:
     """De-duplicates in the recipe's order, which decides who stays; one step, for each shard needs those before it.
 
-    Returns the tallies and the ids in the index.
+    Returns the tallies and how many pages the index of likeness holds.
     """
     folder = work / "unique"
     tallies = [marked(folder, shard, key) for shard, key in zip(shards, keys, strict=True)]
     done = [tally for tally in tallies if tally is not None]
     if len(done) == len(shards) and (out / "seen").is_dir():
         say(f"unique   {len(done)} of {len(shards)} shards are done already")
-        return done, Index.load(out / "seen").ids
+        return done, len(Index.load(out / "seen").ids)
     unmark(folder, shards)
     index = Index.empty(recipe.deduplicate)
     results = []
@@ -169,7 +216,7 @@ def unique_shards(
         index.save(temporary)
     for shard, key, tally in zip(shards, keys, results, strict=True):
         mark(folder, shard, key, tally)
-    return results, index.ids
+    return results, len(index.ids)
 
 
 def marked(folder: Path, shard: Shard, key: str) -> Tally | None:
@@ -227,42 +274,3 @@ def totals(shards: list[Shard], *steps: list[Tally]) -> tuple[Tally, dict[str, T
             for language, histogram in tally.histograms.items():
                 mine.histograms[language].update(histogram)
     return total, by_source
-
-
-def step_keys(recipe: Recipe, shards: list[Shard]) -> dict[str, list[str]]:
-    """Step -> key of each shard: a digest of everything that decides the step's output."""
-    code = code_digest()
-    models = {language: identity(Path(path)) for language, path in recipe.score.models.items()}
-    sources = {source.name: asdict(source) for source in recipe.source}
-    own = [digest(sources[shard.source.name], identity(shard.path)) for shard in shards]
-    prepared = [digest(code, key, asdict(recipe.preprocess), models) for key in own]
-    # The cut depends on every shard of the source, so one that changes redoes them all.
-    together = {
-        source.name: [key for shard, key in zip(shards, prepared, strict=True) if shard.source is source]
-        for source in recipe.source
-    }
-    score_and_rules = (asdict(recipe.score), asdict(recipe.rules))
-    filtered = [
-        digest(key, together[shard.source.name], score_and_rules) for shard, key in zip(shards, prepared, strict=True)
-    ]
-    against = [identity(Path(folder) / "near.index") for folder in recipe.deduplicate.against]
-    unique = [digest(filtered, i, asdict(recipe.deduplicate), against) for i in range(len(shards))]
-    finished = digest(unique, asdict(recipe.run), asdict(recipe.evaluate), code)
-    return {"prepare": prepared, "filter": filtered, "unique": unique, "finish": [finished]}
-
-
-def identity(path: Path) -> list[Any]:
-    """What tells that a file (or a folder of pages) is still the same: size and time of change."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def code_digest() -> str:
-    """Of the factory's own code and word lists: another rule makes another output."""
-    folder = Path(__file__).parent
-    files = sorted([*folder.glob("*.py"), *folder.glob("lists/*"), *folder.parent.glob("_factory.*.so")])
-    return digest(*(hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files))
-
-
-def digest(*values: Any) -> str:
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()

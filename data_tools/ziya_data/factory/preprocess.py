@@ -5,6 +5,7 @@ import unicodedata
 from functools import cache
 from typing import Any
 
+from ziya_data._factory import Scanner
 from ziya_data.document import Document
 from ziya_data.factory.language import identify
 from ziya_data.factory.recipe import Preprocess
@@ -47,6 +48,47 @@ MOJIBAKE = re.compile("[ÃÂâåäæçèéï][\x80-\xbf€‚ƒ„…†‡ˆ‰
 NOT_ASCII = re.compile("[^\x00-\x7f]+")
 
 
+# What a text must hold for a pattern to be worth a search: one character, or two side by side. HAN_MARKS stands for
+# what ASCII marks and spaces are improper behind.
+HAN_MARKS = "[\u4e00-\u9fff，。！？：；、]"
+SEARCHES = {
+    "line ends": ("[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", ""),
+    "control": (CONTROL.pattern.removesuffix("+"), ""),
+    "symbols": (SYMBOLS.pattern.removesuffix("+"), ""),
+    "western faces": ("[:;]", r"[-~^')(DPp\]\[|]"),
+    "eastern faces": (r"\(", r"[ \^T>•ಠ]"),
+    "other faces": ("[_^]", ""),
+    "wide": (WIDE.pattern.removesuffix("+"), ""),
+    "spaces": ("[\t\xa0\u2000-\u200a\u202f\u205f\u3000]", ""),
+    "two spaces": ("[ \t\xa0\u2000-\u200a\u202f\u205f\u3000]", "[ \t\xa0\u2000-\u200a\u202f\u205f\u3000]"),
+    "mojibake": (
+        MOJIBAKE.pattern[: MOJIBAKE.pattern.index("]") + 1],
+        MOJIBAKE.pattern[MOJIBAKE.pattern.index("]") + 1 :],
+    ),
+    "marks in Chinese": (HAN_MARKS, "[,;:!?. ]"),
+    "marks in English": (WIDE_MARK.pattern, ""),
+}
+BIT = {name: 1 << at for at, name in enumerate(SEARCHES)}
+EVERYTHING = (1 << len(SEARCHES)) - 1
+
+
+@cache
+def scanner() -> Scanner:
+    """Each set is asked of the pattern itself, so that the two cannot differ."""
+
+    def members(pattern: str) -> list[int]:
+        one = re.compile(pattern) if pattern else None
+        return [code for code in range(0x10000) if one and one.match(chr(code))]
+
+    return Scanner([(members(first), members(second)) for first, second in SEARCHES.values()])
+
+
+def scan(texts: list[str]) -> list[int]:
+    """Of each text the BITs of what it holds."""
+    found: list[int] = scanner()([text.encode("utf-8", "surrogatepass") for text in texts]).tolist()
+    return found
+
+
 @cache
 def converter() -> Any:
     import opencc
@@ -56,19 +98,22 @@ def converter() -> Any:
 
 def preprocess(documents: list[Document], settings: Preprocess) -> list[str]:
     """Cleans a batch in place and returns one reason a document, `""` when it stays."""
-    for document in documents:
-        document.text = tidy(repair_encoding(document.text), document.kind)
+    for document, holds in zip(documents, scan([document.text for document in documents]), strict=True):
+        if holds & BIT["mojibake"]:
+            document.text, holds = repair_encoding(document.text), EVERYTHING
+        document.text = tidy(document.text, document.kind, holds)
     found = identify([document.text for document in documents], settings.confidence)
-    reasons = []
-    for document, (language, confidence) in zip(documents, found, strict=True):
-        reasons.append(finish(document, language, confidence, settings))
+    reasons = [finish(document, *pair, settings) for document, pair in zip(documents, found, strict=True)]
+    marks = scan([document.text for document in documents])
+    for document, reason, holds in zip(documents, reasons, marks, strict=True):
+        if not reason and document.kind != "code":
+            document.text = punctuation(document.text, document.language, holds)
     return reasons
 
 
 def finish(document: Document, language: str, confidence: float, settings: Preprocess) -> str:
-    if "broken" in document.metadata:
-        document.metadata["why"] = document.metadata["broken"]
-        return "read.broken"
+    if reason := unread(document):
+        return reason
     if document.kind == "code":
         document.language = ""
         return "" if document.text.strip() else "preprocess.empty"
@@ -86,7 +131,15 @@ def finish(document: Document, language: str, confidence: float, settings: Prepr
         if simplified != document.text:
             document.metadata["simplified"] = True
             document.text = simplified
-    document.text = punctuation(document.text, document.language)
+    return ""
+
+
+def unread(document: Document) -> str:
+    """Why there is nothing to preprocess, or ""."""
+    for reason in ("broken", "not_a_page"):
+        if reason in document.metadata:
+            document.metadata["why"] = document.metadata[reason]
+            return f"read.{reason}"
     return ""
 
 
@@ -110,25 +163,39 @@ def to_byte(character: str) -> int:
     return ord(character) if ord(character) < 256 else character.encode("cp1252")[0]
 
 
-def tidy(text: str, kind: str = "text") -> str:
-    """One form for what means the same. Code keeps its white space and its symbols."""
-    text = LINE_END.sub("\n", text)
-    text = CONTROL.sub("", text)
+def tidy(text: str, kind: str = "text", holds: int = EVERYTHING) -> str:
+    """One form for what means the same. Code keeps its white space and its symbols.
+
+    `holds` says what there may be to do (`scan`); once something was done, everything is looked for.
+    """
+    before = text
+    if holds & BIT["line ends"]:
+        text = LINE_END.sub("\n", text)
+    if holds & BIT["control"]:
+        text = CONTROL.sub("", text)
     if kind == "code":
         return text.strip("\n")
-    text = SYMBOLS.sub("", text)
-    text = EMOTICONS.sub("", text)
-    text = unicodedata.normalize("NFC", text)
-    text = WIDE.sub(lambda match: unicodedata.normalize("NFKC", match.group()), text)
-    text = SPACES.sub(" ", text).replace(" \n", "\n").replace("\n ", "\n")
-    return BLANK_LINES.sub("\n\n", text).strip()
+    if holds & BIT["symbols"]:
+        text = SYMBOLS.sub("", text)
+    holds = EVERYTHING if text != before else holds
+    if holds & (BIT["western faces"] | BIT["eastern faces"] | BIT["other faces"]):
+        text = EMOTICONS.sub("", text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+        if holds & BIT["wide"]:
+            text = WIDE.sub(lambda match: unicodedata.normalize("NFKC", match.group()), text)
+    if holds & (BIT["spaces"] | BIT["two spaces"]) or text != before:
+        text = SPACES.sub(" ", text)
+    text = text.replace(" \n", "\n").replace("\n ", "\n")
+    return (BLANK_LINES.sub("\n\n", text) if "\n\n\n" in text else text).strip()
 
 
-def punctuation(text: str, language: str) -> str:
+def punctuation(text: str, language: str, holds: int = EVERYTHING) -> str:
     """Improper marks: ASCII ones between Chinese characters, full-width ones in English; spaces inside Chinese."""
     if language == "zh":
-        text = ASCII_MARK.sub(lambda match: match.group().translate(CHINESE_MARK), text)
-        return SPACED_HAN.sub("", ASCII_STOP.sub("。", text))
-    if WIDE_MARK.search(text):
+        if holds & BIT["marks in Chinese"]:
+            text = ASCII_MARK.sub(lambda match: match.group().translate(CHINESE_MARK), text)
+            text = SPACED_HAN.sub("", ASCII_STOP.sub("。", text))
+    elif holds & BIT["marks in English"] and WIDE_MARK.search(text):
         text = text.translate(ENGLISH_MARK)
     return text

@@ -1,4 +1,4 @@
-"""Raw input to `Document`s: JSON lines (plain, gzip, zstd), parquet, text files, folders of HTML."""
+"""Raw input to `Document`s: JSON lines (plain, gzip, zstd), parquet, WARC archives, text files, folders of HTML."""
 
 import glob
 import gzip
@@ -14,10 +14,13 @@ from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
 from ziya_data.document import Document
+from ziya_data.factory import warc
 from ziya_data.factory.recipe import KINDS, Source
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+FILES = (*JSON_LINES, ".parquet", *warc.SUFFIXES, ".txt")
 PAGES = (".html", ".htm")
+ONE_BYTE = ("iso-8859", "latin", "windows-125", "cp125", "us-ascii")
 SKIPPED_ELEMENTS = ["nav", "footer", "aside", "form", "script", "style"]
 
 
@@ -33,9 +36,7 @@ def shards_of(source: Source) -> list[Path]:
             raise FileNotFoundError(f"source {source.name}: {pattern} matches no file; check paths in the recipe")
         for path in found:
             if path.is_dir() and not any(item.suffix in PAGES for item in path.rglob("*")):
-                shards += sorted(
-                    item for item in path.iterdir() if item.name.endswith((*JSON_LINES, ".parquet", ".txt"))
-                )
+                shards += sorted(item for item in path.iterdir() if item.name.endswith(FILES))
             else:
                 shards.append(path)
     return shards
@@ -43,7 +44,8 @@ def shards_of(source: Source) -> list[Path]:
 
 def read(source: Source, shard: Path, number: int) -> Iterator[Document]:
     """Documents of one shard, in order. A broken record becomes a document with metadata["broken"], so that it is
-    counted and seen; an id that the input lacks is made of the shard's and the record's number.
+    counted and seen (metadata["not_a_page"] likewise, for a crawler's pictures and error pages); an id that the input
+    lacks is made of the shard's and the record's number.
 
     Raises ValueError for a kind of file that is not known.
     """
@@ -55,7 +57,7 @@ def read(source: Source, shard: Path, number: int) -> Iterator[Document]:
             html = record.get("html")
             text = main_text(html) if isinstance(html, str) and html else ""
             broken = broken or ("" if isinstance(html, str) else no_text(record, place))
-        metadata = {"language_name": record["language_name"]} if "language_name" in record else {}
+        metadata: dict[str, Any] = {key: record[key] for key in ("language_name", "not_a_page") if key in record}
         kind = record.get("kind")
         yield Document(
             id=name,
@@ -99,10 +101,14 @@ def records(shard: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
             yield f"{shard} row {rows + 1}", {"text": ""}, f"{shard} is damaged from row {rows + 1} on: {error}"
     elif name.endswith(JSON_LINES):
         yield from json_lines(shard)
+    elif name.endswith(warc.SUFFIXES):
+        for place, record, broken in warc.records(shard):
+            for key in ("html", "text"):
+                if isinstance(record.get(key), bytes):
+                    record[key] = decode(record[key], record.get("charset", ""))
+            yield place, record, broken
     else:
-        raise ValueError(
-            f"{shard} is of no kind that can be read; give {', '.join(JSON_LINES)}, .parquet, .txt or .html"
-        )
+        raise ValueError(f"{shard} is of no kind that can be read; give {', '.join(FILES)} or .html")
 
 
 def json_lines(shard: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -172,12 +178,18 @@ class ZstdFile(io.RawIOBase):
         super().close()
 
 
-def decode(data: bytes) -> str:
-    """Text of unknown encoding: UTF-8 when it is valid, else what the bytes look like (GB18030, Big5, Latin-1 ...)."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return bytes_to_str(data, detect_encoding(data, from_html_meta=True) or "utf-8")
+def decode(data: bytes, told: str = "") -> str:
+    """Text of unknown encoding: UTF-8 when it is valid, else the one that the server `told` when the bytes are valid in
+    it, else what they look like (GB18030, Big5, Latin-1 ...). Any bytes are valid in an encoding of one byte a
+    character, so servers that tell one are not believed."""
+    told = told.lower()
+    told = "" if told.startswith(ONE_BYTE) else "gb18030" if told in ("gb2312", "gbk") else told
+    for encoding in ("utf-8-sig", told):
+        try:
+            return data.decode(encoding or "ascii")
+        except (UnicodeDecodeError, LookupError):
+            continue
+    return bytes_to_str(data, detect_encoding(data, from_html_meta=True) or "utf-8")
 
 
 def main_text(html: str) -> str:

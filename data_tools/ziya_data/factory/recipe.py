@@ -10,7 +10,8 @@ from typing import Any
 from ziya_data.factory.rules import RULES
 
 KINDS = ("text", "code", "supervised")
-PARTS = ("preprocess", "score", "rules", "deduplicate", "deduplicate.near")
+PARTS = ("preprocess", "score", "rules", "decontaminate", "deduplicate", "deduplicate.near")
+METHODS = ("minhash", "simhash")
 LANGUAGES = ("zh", "en")
 
 
@@ -28,12 +29,13 @@ class Run:
 class Source:
     name: str
     paths: tuple[str, ...]
-    """Files, folders or patterns: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, or a folder of .html files."""
+    """Files, folders or patterns: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .warc, .warc.gz, .wet, .wet.gz, .txt, or a
+    folder of .html files."""
     kind: str = "text"
     """text, code or supervised (how it is written in the end: Ziya2, appendix A)."""
     skip: tuple[str, ...] = ()
-    """Parts that this source does not pass: preprocess, score, rules, deduplicate, or deduplicate.near alone (items
-    made from one template are all near each other)."""
+    """Parts that this source does not pass: preprocess, score, rules, decontaminate, deduplicate, or deduplicate.near
+    alone (items made from one template are all near each other)."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,29 @@ class Deduplicate:
     """Pages the Bloom filters are laid out for; 14.4 bits a page at a rate of 0.001."""
     false_positive_rate: float = 0.001
     """Share of new pages that the filters take for repeats when full: as strict as the gate, 1 in 1,000."""
+    method: str = "minhash"
+    """minhash: 256 one-bit minima over pairs of characters (Chinese) or words. simhash, which Ziya2 names but does not
+    describe: 128 bits over single ones, and 128 minima. docs/factory.md has both's recall by edit rate."""
+    jaccard: float = 0.45
+    """Near-duplicates share at least so much of their pairs. 15 % of random edits leave 0.57 on average."""
     distance: int = 24
-    """Near-duplicates differ in at most so many of 128 SimHash bits. Measured on the demo's news, encyclopaedia and
-    books with 1 / 5 / 10 / 15 % of the characters or words replaced: 24 finds 1.0 / 1.0 / 0.97 / 0.7 of the pages, 18
-    finds 1.0 / 0.99 / 0.88 / 0.5. The classic 64 bits at distance 3 lose a third of Chinese pages with 1 % of edits."""
-    jaccard: float = 0.5
-    """and share at least this much of their pairs of characters or words: SimHash alone takes pages of one subject for
-    near-duplicates. 0.4 finds 0.88 at 15 % of edits, but also drops Scorsese for Coppola, Honduras for Guatemala."""
+    """simhash alone: and differ in at most so many of its 128 bits."""
     shortest: int = 20
     """Tokens below which only exact repeats count: a short sentence is near too many others."""
     against: tuple[str, ...] = ()
     """seen/ folders of earlier runs: what they hold counts as seen and is not read again."""
+
+
+@dataclass(frozen=True)
+class Decontaminate:
+    files: tuple[str, ...] = ()
+    """Benchmark files that no document may quote: JSON lines, parquet or text; every string in a record counts."""
+    grams: int = 13
+    """So many tokens in a row (words; characters in Chinese) are a quotation: as for GPT-3, appendix C."""
+    shortest: int = 8
+    """A benchmark text of fewer than `grams` tokens is looked for as a whole, down to this many (GPT-3's least)."""
+    hits: int = 1
+    """Quotations that make a document go; 13 Chinese characters may also be a title or a saying."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,7 @@ class Recipe:
     preprocess: Preprocess = Preprocess()
     score: Score = Score()
     rules: Rules = field(default_factory=Rules)
+    decontaminate: Decontaminate = Decontaminate()
     deduplicate: Deduplicate = Deduplicate()
     evaluate: Evaluate = Evaluate()
 
@@ -131,7 +146,14 @@ def load(path: Path) -> Recipe:
 
 
 def parse(table: dict[str, Any]) -> Recipe:
-    sections = {"run": Run, "preprocess": Preprocess, "score": Score, "deduplicate": Deduplicate, "evaluate": Evaluate}
+    sections = {
+        "run": Run,
+        "preprocess": Preprocess,
+        "score": Score,
+        "decontaminate": Decontaminate,
+        "deduplicate": Deduplicate,
+        "evaluate": Evaluate,
+    }
     known(table, [*sections, "source", "rules"], "a recipe")
     for name in ("run", "source"):
         if name not in table:
@@ -224,5 +246,10 @@ def check(recipe: Recipe) -> None:
             raise ValueError(f"{name} = {value} must be {rule}")
     if not 0 <= recipe.deduplicate.distance <= 32:
         raise ValueError(f"deduplicate.distance = {recipe.deduplicate.distance} must be 0 to 32 of 128 bits")
+    if recipe.deduplicate.method not in METHODS:
+        raise ValueError(f"deduplicate.method = {recipe.deduplicate.method!r} must be one of {', '.join(METHODS)}")
+    grams = recipe.decontaminate
+    if not 1 <= grams.shortest <= grams.grams or grams.hits < 1:
+        raise ValueError("decontaminate.shortest must be 1 to decontaminate.grams, and hits at least 1")
     if recipe.deduplicate.capacity < 1 or not 0 < recipe.deduplicate.false_positive_rate < 1:
         raise ValueError("deduplicate.capacity must be at least 1 and false_positive_rate within 0 and 1")

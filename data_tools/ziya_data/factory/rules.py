@@ -2,11 +2,13 @@
 
 from collections import Counter
 
+import numpy as np
+
 from ziya_data._factory import FACTS
 from ziya_data.document import Document
-from ziya_data.factory.rules_document import DOCUMENT_RULES, Facts, Limits, Page, Rule, too_short
+from ziya_data.factory.rules_document import DOCUMENT_RULES, Facts, Limits, Page, Pages, Rule, too_short
 from ziya_data.factory.rules_text import TEXT_RULES, TextRule
-from ziya_data.factory.words import measure, words
+from ziya_data.factory.words import measure
 
 RULES: tuple[Rule | TextRule, ...] = (*DOCUMENT_RULES, *TEXT_RULES)
 """Every rule by its name in the recipe; `ziya factory explain` shows each one's value for a document."""
@@ -14,11 +16,9 @@ RULES: tuple[Rule | TextRule, ...] = (*DOCUMENT_RULES, *TEXT_RULES)
 assert Facts._fields == FACTS, "rules_document.Facts must name the counts of csrc/factory_measure.h in order"
 
 
-def pages(texts: list[str], language: str) -> list[Page]:
+def pages(texts: list[str], language: str) -> Pages:
     """Measures texts of one language in one batch."""
-    facts = [Facts._make(row) for row in measure()(texts).tolist()]
-    counts = [words(name, language).count(texts).tolist() for name in ("advert", "toxic", "navigation")]
-    return [Page(text, language, fact, *found) for text, fact, *found in zip(texts, facts, *counts, strict=True)]
+    return Pages(texts, language, measure(language)(texts))
 
 
 def apply_rules(documents: list[Document], limits: dict[str, Limits], struck: Counter[str]) -> list[str]:
@@ -28,24 +28,32 @@ def apply_rules(documents: list[Document], limits: dict[str, Limits], struck: Co
     """
     reasons = [""] * len(documents)
     for language in sorted({document.language for document in documents}):
-        places = [i for i, document in enumerate(documents) if document.language == language]
-        for place, page in zip(places, pages([documents[i].text for i in places], language), strict=True):
-            reasons[place] = apply_to(documents[place], page, limits, struck)
+        group = [i for i, document in enumerate(documents) if document.language == language]
+        found = pages([documents[i].text for i in group], language)
+        for rule in DOCUMENT_RULES:
+            limit = limits[rule.name].get(language)
+            if limit is None:
+                continue
+            values = rule.measure(found)
+            for at in np.flatnonzero(values > limit if rule.above else values < limit).tolist():
+                if not reasons[group[at]]:  # the first rule that is broken is the reason
+                    reasons[group[at]] = f"rules.{rule.name}"
+                    why = f"{values[at]:.4g} {'>' if rule.above else '<'} {limit:g}"
+                    documents[group[at]].metadata["why"] = why
+        for at, place in enumerate(group):
+            if not reasons[place]:
+                reasons[place] = change(documents[place], found[at], limits, struck)
     return reasons
 
 
-def apply_to(document: Document, page: Page, limits: dict[str, Limits], struck: Counter[str]) -> str:
-    for rule in DOCUMENT_RULES:
+def change(document: Document, page: Page, limits: dict[str, Limits], struck: Counter[str]) -> str:
+    """The paragraph, sentence and repair rules; a reason when they leave too little."""
+    for rule in TEXT_RULES:
         limit = limits[rule.name].get(page.language)
-        if limit is not None and rule.broken(page, limit):
-            document.metadata["why"] = f"{rule.measure(page):.4g} {'>' if rule.above else '<'} {limit:g}"
-            return f"rules.{rule.name}"
-    for change in TEXT_RULES:
-        limit = limits[change.name].get(page.language)
         if limit is not None:
-            document.text, times = change.change(document.text, page, limit)
+            document.text, times = rule.change(document.text, page, limit)
             if times:
-                struck[f"rules.{change.name}"] += times
+                struck[f"rules.{rule.name}"] += times
     shortest = limits[too_short.name].get(page.language)
     if shortest is not None and len(document.text) < len(page.text):
         left = len("".join(document.text.split()))

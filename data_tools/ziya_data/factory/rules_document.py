@@ -4,80 +4,99 @@ Loosely after Gopher and C4 for English, with limits of their own for Chinese, w
 or three letters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Facts(NamedTuple):
-    """Counts of one text, in the order of `ziya_data._factory.FACTS`; all are characters unless the name says else."""
+    """Counts in the order of `ziya_data._factory.FACTS`, of one text (float) or of many (a column [N] each); all are
+    characters unless the name says else. advert, toxic, navigation: how many listed phrases."""
 
-    characters: float
-    han: float
-    kana: float
-    hangul: float
-    latin: float
-    other_letters: float
-    digits: float
-    spaces: float
-    punctuation: float
-    symbols: float
-    uppercase: float
-    brackets: float
-    braces: float
-    replacement: float
-    url_characters: float
-    sentence_ends: float
-    longest_run: float
-    lines: float
-    short_lines: float
-    bullet_lines: float
-    ellipsis_lines: float
-    ended_lines: float
-    code_lines: float
-    longest_line: float
-    repeated_line_characters: float
-    words: float
-    word_characters: float
-    tokens: float
-    distinct_tokens: float
-    stop_words: float
-    repeated_grams: float
-    top_pair: float
+    characters: Any
+    han: Any
+    kana: Any
+    hangul: Any
+    latin: Any
+    other_letters: Any
+    digits: Any
+    spaces: Any
+    punctuation: Any
+    symbols: Any
+    uppercase: Any
+    brackets: Any
+    braces: Any
+    replacement: Any
+    url_characters: Any
+    sentence_ends: Any
+    longest_run: Any
+    lines: Any
+    short_lines: Any
+    bullet_lines: Any
+    ellipsis_lines: Any
+    ended_lines: Any
+    code_lines: Any
+    longest_line: Any
+    repeated_line_characters: Any
+    words: Any
+    word_characters: Any
+    tokens: Any
+    distinct_tokens: Any
+    stop_words: Any
+    repeated_grams: Any
+    top_pair: Any
+    longest_mark_run: Any
+    longest_number: Any
+    advert: Any
+    toxic: Any
+    navigation: Any
 
 
 @dataclass(slots=True)
 class Page:
-    """A document under the rules; `advert`, `toxic`, `navigation` are how many listed phrases it holds."""
+    """One document under the rules."""
 
     text: str
     language: str
     facts: Facts
-    advert: int = 0
-    toxic: int = 0
-    navigation: int = 0
+
+
+class Pages:
+    """Documents of one language, measured; counts: [N, len(FACTS)]."""
+
+    def __init__(self, texts: list[str], language: str, counts: NDArray[np.float64]) -> None:
+        self.texts, self.language, self.counts = texts, language, counts
+        self.facts = Facts._make(counts.T)
+
+    def __getitem__(self, at: int) -> Page:
+        return Page(self.texts[at], self.language, Facts._make(self.counts[at].tolist()))
+
+    def __iter__(self) -> Iterator[Page]:
+        return (self[at] for at in range(len(self.texts)))
 
 
 Limits = dict[str, float | None]
+Values = NDArray[np.float64]
+Measured = Callable[[Pages], Values]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`measure(page)` beyond the limit of the page's language (`above` or `below` it) drops the document."""
+    """`measure(pages)` [N] beyond the limit of the pages' language (`above` or `below` it) drops the document."""
 
     name: str
     level: str
     what: str
     limits: Limits
-    measure: Callable[[Page], float]
+    measure: Measured
     above: bool = True
 
-    def broken(self, page: Page, limit: float) -> bool:
-        value = self.measure(page)
-        return value > limit if self.above else value < limit
-
-
-Measured = Callable[[Page], float]
+    def broken(self, pages: Pages, limit: float) -> NDArray[np.bool_]:
+        values = self.measure(pages)
+        return values > limit if self.above else values < limit
 
 
 def above(zh: float | None, en: float | None) -> Callable[[Measured], Rule]:
@@ -88,196 +107,202 @@ def below(zh: float | None, en: float | None) -> Callable[[Measured], Rule]:
     return lambda f: Rule(f.__name__, "document", (f.__doc__ or "").strip(), {"zh": zh, "en": en}, f, above=False)
 
 
-def visible(page: Page) -> float:
+def share(part: Values, whole: Values, least: float = 1.0, otherwise: float = 0.0) -> Values:
+    """part / whole where there is at least so much of the whole."""
+    return np.where(whole >= least, part / np.maximum(whole, 1.0), otherwise)
+
+
+def visible(pages: Pages) -> Values:
     """Visible characters, but at least 40: a bracket or a date in a short remark is no table."""
-    return max(page.facts.characters - page.facts.spaces, 40.0)
+    return np.maximum(pages.facts.characters - pages.facts.spaces, 40.0)
 
 
 @below(zh=15, en=60)
-def too_short(page: Page) -> float:
+def too_short(pages: Pages) -> Values:
     """Characters that are not white space: a title or a stub teaches nothing."""
-    return page.facts.characters - page.facts.spaces
+    return pages.facts.characters - pages.facts.spaces
 
 
 @above(zh=1_000_000, en=2_000_000)
-def too_long(page: Page) -> float:
+def too_long(pages: Pages) -> Values:
     """Characters: beyond a long book it is a dump or a concatenation."""
-    return page.facts.characters
+    return pages.facts.characters
 
 
 @above(zh=0.10, en=0.10)
-def symbol_ratio(page: Page) -> float:
+def symbol_ratio(pages: Pages) -> Values:
     """Symbols (# $ % * < > | ~ ...) per visible character: tables, code, mark-up."""
-    return page.facts.symbols / visible(page)
+    return pages.facts.symbols / visible(pages)
 
 
 @above(zh=0.30, en=0.25)
-def digit_ratio(page: Page) -> float:
+def digit_ratio(pages: Pages) -> Values:
     """Digits per visible character: tables, price lists, results."""
-    return page.facts.digits / visible(page)
+    return pages.facts.digits / visible(pages)
 
 
 @above(zh=0.40, en=0.25)
-def punctuation_ratio(page: Page) -> float:
+def punctuation_ratio(pages: Pages) -> Values:
     """Punctuation per visible character: dotted leaders, index pages, rows of exclamation marks."""
-    return page.facts.punctuation / visible(page)
+    return pages.facts.punctuation / visible(pages)
 
 
 @above(zh=0.20, en=0.20)
-def url_ratio(page: Page) -> float:
+def url_ratio(pages: Pages) -> Values:
     """Characters within web addresses per visible character: link lists."""
-    return page.facts.url_characters / visible(page)
+    return pages.facts.url_characters / visible(pages)
 
 
 @above(zh=0.10, en=0.08)
-def bracket_ratio(page: Page) -> float:
+def bracket_ratio(pages: Pages) -> Values:
     """Round and square brackets per visible character: reference lists, forms."""
-    return page.facts.brackets / visible(page)
+    return pages.facts.brackets / visible(pages)
 
 
 @above(zh=0.02, en=0.015)
-def brace_ratio(page: Page) -> float:
-    """Curly braces per visible character: style sheets and scripts left in the page."""
-    return page.facts.braces / visible(page)
+def brace_ratio(pages: Pages) -> Values:
+    """Curly braces per visible character: style sheets and scripts left in the pages."""
+    return pages.facts.braces / visible(pages)
 
 
 @above(zh=0.3, en=0.3)
-def ellipsis_lines(page: Page) -> float:
+def ellipsis_lines(pages: Pages) -> Values:
     """Share of lines that end in an ellipsis: teasers cut short. From four lines on."""
-    return page.facts.ellipsis_lines / page.facts.lines if page.facts.lines >= 4 else 0.0
+    return share(pages.facts.ellipsis_lines, pages.facts.lines, 4)
 
 
 @above(zh=0.9, en=0.9)
-def bullet_lines(page: Page) -> float:
+def bullet_lines(pages: Pages) -> Values:
     """Share of lines that begin with a bullet: lists without prose. From four lines on."""
-    return page.facts.bullet_lines / page.facts.lines if page.facts.lines >= 4 else 0.0
+    return share(pages.facts.bullet_lines, pages.facts.lines, 4)
 
 
 @above(zh=0.6, en=0.7)
-def short_lines(page: Page) -> float:
+def short_lines(pages: Pages) -> Values:
     """Share of lines under ten columns, five Chinese characters: menus, tables. From ten lines on."""
-    return page.facts.short_lines / page.facts.lines if page.facts.lines >= 10 else 0.0
+    return share(pages.facts.short_lines, pages.facts.lines, 10)
 
 
 @above(zh=0.3, en=0.3)
-def code_lines(page: Page) -> float:
+def code_lines(pages: Pages) -> Values:
     """Share of lines that end in ; { } or (): code among prose. From five lines on."""
-    return page.facts.code_lines / page.facts.lines if page.facts.lines >= 5 else 0.0
+    return share(pages.facts.code_lines, pages.facts.lines, 5)
 
 
 @above(zh=0.3, en=0.3)
-def repeated_lines(page: Page) -> float:
+def repeated_lines(pages: Pages) -> Values:
     """Share of visible characters in lines that came before in the text."""
-    return page.facts.repeated_line_characters / visible(page)
+    return pages.facts.repeated_line_characters / visible(pages)
 
 
 @above(zh=0.45, en=0.35)
-def repeated_grams(page: Page) -> float:
+def repeated_grams(pages: Pages) -> Values:
     """Share of the runs of eight characters or words that came before in the text. Court rulings have up to 0.4."""
-    return page.facts.repeated_grams if page.facts.tokens >= 50 else 0.0
+    return np.where(pages.facts.tokens >= 50, pages.facts.repeated_grams, 0.0)
 
 
 @above(zh=0.25, en=0.25)
-def top_pair(page: Page) -> float:
+def top_pair(pages: Pages) -> Values:
     """Share of the text that its commonest pair of characters or words makes up."""
-    return page.facts.top_pair if page.facts.tokens >= 30 else 0.0
+    return np.where(pages.facts.tokens >= 30, pages.facts.top_pair, 0.0)
 
 
 @below(zh=0.25, en=0.15)
-def variety(page: Page) -> float:
+def variety(pages: Pages) -> Values:
     """Different characters or words per square root of their number, over ten: 1.0 and more in prose."""
-    tokens = page.facts.tokens
-    return page.facts.distinct_tokens / (10 * tokens**0.5) if tokens >= 50 else 1.0
+    return share(pages.facts.distinct_tokens, 10 * np.sqrt(pages.facts.tokens), 10 * 50**0.5, 1.0)
 
 
 @above(zh=30, en=40)
-def longest_run(page: Page) -> float:
+def longest_run(pages: Pages) -> Values:
     """The same letter or digit so many times on end: cries, padding. Rows of marks are repaired, not dropped."""
-    return page.facts.longest_run
+    return np.asarray(pages.facts.longest_run)
 
 
 @below(zh=0.01, en=0.08)
-def stop_words(page: Page) -> float:
+def stop_words(pages: Pages) -> Values:
     """Share of characters or words that no prose does without (lists/stop_words.txt). From 60 tokens on."""
-    return page.facts.stop_words / page.facts.tokens if page.facts.tokens >= 60 else 1.0
+    return share(pages.facts.stop_words, pages.facts.tokens, 60, 1.0)
 
 
 @below(zh=0.40, en=None)
-def han_ratio(page: Page) -> float:
+def han_ratio(pages: Pages) -> Values:
     """Chinese characters per visible character of a Chinese text: code and foreign text mixed in."""
-    return page.facts.han / max(page.facts.characters - page.facts.spaces, 1.0)
+    return pages.facts.han / np.maximum(pages.facts.characters - pages.facts.spaces, 1.0)
 
 
 @below(zh=None, en=0.65)
-def letter_ratio(page: Page) -> float:
+def letter_ratio(pages: Pages) -> Values:
     """Latin letters per visible character of an English text."""
-    return page.facts.latin / max(page.facts.characters - page.facts.spaces, 1.0)
+    return pages.facts.latin / np.maximum(pages.facts.characters - pages.facts.spaces, 1.0)
 
 
 @below(zh=None, en=3.0)
-def short_words(page: Page) -> float:
+def short_words(pages: Pages) -> Values:
     """Mean letters a word: below three they are fragments."""
-    return page.facts.word_characters / page.facts.words if page.facts.words >= 20 else 5.0
+    return share(pages.facts.word_characters, pages.facts.words, 20, 5.0)
 
 
 @above(zh=None, en=9.0)
-def long_words(page: Page) -> float:
+def long_words(pages: Pages) -> Values:
     """Mean letters a word: above nine they are identifiers or run together."""
-    return page.facts.word_characters / page.facts.words if page.facts.words >= 20 else 5.0
+    return share(pages.facts.word_characters, pages.facts.words, 20, 5.0)
 
 
 @above(zh=None, en=0.35)
-def uppercase_ratio(page: Page) -> float:
+def uppercase_ratio(pages: Pages) -> Values:
     """Capitals per letter: headings, shouting."""
-    return page.facts.uppercase / max(page.facts.latin, 1.0)
+    return pages.facts.uppercase / np.maximum(pages.facts.latin, 1.0)
 
 
 @above(zh=600, en=1500)
-def unpunctuated(page: Page) -> float:
+def unpunctuated(pages: Pages) -> Values:
     """Visible characters a sentence end: key-word heaps and menus have hardly any."""
-    return visible(page) / max(page.facts.sentence_ends, 1.0)
+    return visible(pages) / np.maximum(pages.facts.sentence_ends, 1.0)
 
 
 @above(zh=0.1, en=0.1)
-def other_scripts(page: Page) -> float:
+def other_scripts(pages: Pages) -> Values:
     """Share of letters in scripts that are neither Chinese nor Latin: mixed or broken text."""
-    facts = page.facts
+    facts = pages.facts
     other = facts.kana + facts.hangul + facts.other_letters
-    return other / max(other + facts.han + facts.latin, 1.0)
+    return other / np.maximum(other + facts.han + facts.latin, 1.0)
 
 
 GARBLE = ("锟斤拷", "烫烫烫", "屯屯屯", "ï¿½", "â€™", "â€œ", "Ã¢â")
 
 
 @above(zh=0.001, en=0.001)
-def garble(page: Page) -> float:
+def garble(pages: Pages) -> Values:
     """Replacement characters and the well-known shapes of wrongly decoded text, per visible character."""
-    found = page.facts.replacement + sum(page.text.count(shape) for shape in GARBLE)
-    return found / visible(page)
+    shapes = [0 if text.isascii() else sum(text.count(shape) for shape in GARBLE) for text in pages.texts]
+    return (pages.facts.replacement + np.array(shapes)) / visible(pages)
 
 
 @above(zh=0, en=0)
-def placeholder(page: Page) -> float:
+def placeholder(pages: Pages) -> Values:
     """`Lorem ipsum` and its like: a page that nobody filled."""
-    return float(page.text[:2000].lower().count("lorem ipsum"))
+    return np.array([text[:2000].lower().count("lorem ipsum") for text in pages.texts], np.float64)
 
 
 @above(zh=8, en=8)
-def advert_words(page: Page) -> float:
+def advert_words(pages: Pages) -> Values:
     """Advertising phrases (lists/advert.*) per 1,000 characters or words, from two phrases on."""
-    return 1000 * page.advert / max(page.facts.tokens, 1.0) if page.advert >= 2 else 0.0
+    return np.where(pages.facts.advert >= 2, 1000 * pages.facts.advert / np.maximum(pages.facts.tokens, 1.0), 0.0)
 
 
 @above(zh=4, en=4)
-def toxic_words(page: Page) -> float:
+def toxic_words(pages: Pages) -> Values:
     """Explicit, violent and hateful phrases (lists/toxic.*) per 1,000 characters or words, from two on."""
-    return 1000 * page.toxic / max(page.facts.tokens, 1.0) if page.toxic >= 2 else 0.0
+    return np.where(pages.facts.toxic >= 2, 1000 * pages.facts.toxic / np.maximum(pages.facts.tokens, 1.0), 0.0)
 
 
 @above(zh=20, en=25)
-def navigation_words(page: Page) -> float:
+def navigation_words(pages: Pages) -> Values:
     """Phrases of menus and footers (lists/navigation.*) per 1,000 characters or words, from three on."""
-    return 1000 * page.navigation / max(page.facts.tokens, 1.0) if page.navigation >= 3 else 0.0
+    return np.where(
+        pages.facts.navigation >= 3, 1000 * pages.facts.navigation / np.maximum(pages.facts.tokens, 1.0), 0.0
+    )
 
 
 DOCUMENT_RULES: tuple[Rule, ...] = (

@@ -41,7 +41,7 @@ def without(text: str, goes: Callable[[list[str]], list[bool]]) -> tuple[str, in
 @rule("paragraph", zh=60, en=160)
 def paragraph_advert(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph with an advertising phrase when it is shorter than the limit, or holds two of them."""
-    if not page.advert:
+    if not page.facts.advert:
         return text, 0
 
     def goes(lines: list[str]) -> list[bool]:
@@ -54,7 +54,7 @@ def paragraph_advert(text: str, page: Page, limit: float) -> tuple[str, int]:
 @rule("paragraph", zh=30, en=60)
 def paragraph_navigation(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph with a phrase of menus and footers that is shorter than the limit."""
-    if not page.navigation:
+    if not page.facts.navigation:
         return text, 0
 
     def goes(lines: list[str]) -> list[bool]:
@@ -62,6 +62,24 @@ def paragraph_navigation(text: str, page: Page, limit: float) -> tuple[str, int]
         return [n >= 1 and len(line) < limit * n for n, line in zip(counts, lines, strict=True)]
 
     return without(text, goes)
+
+
+MENU_MARK = re.compile(r"\s*[|｜›»>]\s*")
+
+
+def is_menu(line: str, limit: float) -> bool:
+    items = [item for item in MENU_MARK.split(line) if item]
+    short = len(items) >= 3 and sum(map(len, items)) <= limit * len(items)
+    return short and not line.startswith("|") and line[-1] not in "。！？.!?…"
+
+
+@rule("paragraph", zh=8, en=20)
+def paragraph_menu(text: str, page: Page, limit: float) -> tuple[str, int]:
+    """Removes a paragraph of three items and more between | or > that are at most so long on average and end no
+    sentence: a menu, a trail of crumbs. A row of a Markdown table, which begins with |, stays."""
+    if not any(mark in text for mark in "|｜›»>"):
+        return text, 0
+    return without(text, lambda lines: [is_menu(line, limit) for line in lines])
 
 
 LINK_LINE = re.compile(r"(?m)^\s*(?:\S{0,12}[:：]\s*)?(?:https?://|www\.)\S+\s*$")
@@ -111,7 +129,7 @@ SENTENCE = re.compile(r"(?<=[。！？!?…])(?![。！？!?…”’」』）)\
 @rule("sentence", zh=1, en=1)
 def sentence_toxic(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes the sentences with at least so many explicit, violent or hateful phrases (lists/toxic.*)."""
-    if not page.toxic:
+    if not page.facts.toxic:
         return text, 0
     sentences = SENTENCE.split(text)
     counts = words("toxic", page.language).count(sentences).tolist()
@@ -181,6 +199,11 @@ def mask_mail(text: str, page: Page, limit: float) -> tuple[str, int]:
     return MAIL.subn("[email]", text) if "@" in text else (text, 0)
 
 
+def may_hold(text: str, page: Page, digits: int) -> bool:
+    """Whether a number of so many digits can be there: the page was counted before other rules changed it."""
+    return page.facts.longest_number >= digits or text != page.text
+
+
 IDENTITY = re.compile(
     r"(?<![0-9A-Za-z])[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?![0-9A-Za-z])"
 )
@@ -189,7 +212,7 @@ IDENTITY = re.compile(
 @rule("repair", zh=1, en=1)
 def mask_identity(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Puts [identity] in the place of a Chinese identity number (18 digits with a date of birth)."""
-    return IDENTITY.subn("[identity]", text) if page.facts.digits >= 17 else (text, 0)
+    return IDENTITY.subn("[identity]", text) if may_hold(text, page, 17) else (text, 0)
 
 
 CARD = re.compile(r"(?<![\d.-])(?:\d{4}[ -]?){3}\d{1,7}(?![\d.-])")
@@ -204,7 +227,7 @@ def luhn(number: str) -> bool:
 @rule("repair", zh=1, en=1)
 def mask_card(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Puts [card] in the place of 13 to 19 digits that pass the check of card numbers."""
-    if page.facts.digits < 13:
+    if not may_hold(text, page, 13):
         return text, 0
     struck = 0
 
@@ -229,7 +252,7 @@ PHONE = re.compile(
 @rule("repair", zh=1, en=1)
 def mask_phone(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Puts [phone] in the place of a Chinese or North American telephone number."""
-    return PHONE.subn("[phone]", text) if page.facts.digits >= 7 else (text, 0)
+    return PHONE.subn("[phone]", text) if may_hold(text, page, 10) else (text, 0)
 
 
 MARK_RUN = re.compile(r"([！？!?。，,、~～；;])\1{2,}|([-_=*#—])\2{3,}|\.{7,}|…{3,}")
@@ -244,11 +267,11 @@ def mark_runs(text: str, page: Page, limit: float) -> tuple[str, int]:
             return match.group(1)
         return match.group()[: 3 if match.group(2) else 6 if match.group()[0] == "." else 2]
 
-    return MARK_RUN.subn(shorter, text)
+    return MARK_RUN.subn(shorter, text) if page.facts.longest_mark_run >= 3 or text != page.text else (text, 0)
 
 
 TEXT_RULES: tuple[TextRule, ...] = (
-    paragraph_advert, paragraph_navigation, paragraph_link, paragraph_marks, paragraph_repeated,
+    paragraph_advert, paragraph_navigation, paragraph_menu, paragraph_link, paragraph_marks, paragraph_repeated,
     sentence_toxic, sentence_cut, sentence_repeated,
     html_residue, mask_mail, mask_identity, mask_card, mask_phone, mark_runs,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ziya_data._factory import Measure, WordList
 
+COUNTED = ("advert", "toxic", "navigation")
 LISTS = Path(__file__).parent / "lists"
 
 
@@ -14,13 +15,18 @@ def read_list(path: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def listed(name: str, language: str) -> list[str]:
+    """`advert`, `toxic` or `navigation` of a language; empty for a language that has none."""
+    path = LISTS / f"{name}.{language}.txt"
+    return read_list(path) if path.is_file() else []
+
+
 @cache
 def words(name: str, language: str) -> WordList:
-    """`toxic`, `advert` or `navigation` of a language; an empty list for a language that has none."""
-    path = LISTS / f"{name}.{language}.txt"
-    return WordList(read_list(path) if path.is_file() else [])
+    return WordList(listed(name, language))
 
 
 @cache
-def measure() -> Measure:
-    return Measure(read_list(LISTS / "stop_words.txt"))
+def measure(language: str) -> Measure:
+    """Counts of texts of one language, the phrases of its lists among them."""
+    return Measure(read_list(LISTS / "stop_words.txt"), [listed(name, language) for name in COUNTED])

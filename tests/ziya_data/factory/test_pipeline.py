@@ -4,13 +4,15 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megatron_ziya import cli
 from ziya_data.document import Document
-from ziya_data.factory import commands, parts, pipeline, recipe, storage
+from ziya_data.factory import commands, estimate, output, parts, pipeline, recipe, storage
 
 Make = Callable[..., recipe.Recipe]
 
@@ -151,6 +153,35 @@ def test_a_killed_run_goes_on_and_ends_the_same(
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
+def test_shards_prepared_as_tasks_give_the_bytes_of_one_run(make: Make, tmp_path: Path) -> None:
+    pipeline.run(make("whole"), say=silent)
+    said: list[str] = []
+    for _ in range(2):  # a source that is ranked is filtered when all of it is prepared
+        for k in range(3):
+            assert pipeline.run(make(), 1, said.append, (k, 3)) == {}
+    done = [line for line in said if line.startswith(("prepare", "filter")) and "kept" in line]
+    assert len(done) == 2 * 4, "each shard once a step"
+    assert sum("wait for others of their source, such as web-0000" in line for line in said) == 1
+    assert not (tmp_path / "out" / "report.json").exists()
+    said.clear()
+    pipeline.run(make(), say=said.append)
+    assert sum("4 of 4 shards are done already" in line for line in said) == 2
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_tasks_may_begin_at_once(tmp_path: Path) -> None:
+    def task(out: Path) -> Path:
+        output.check(out, [])
+        return output.begin(out)
+
+    with ThreadPoolExecutor(8) as pool:
+        for i in range(20):
+            out = tmp_path / str(i)
+            assert set(pool.map(task, [out] * 8)) == {out / "work"}
+            assert output.ours(out)
+            assert [path.name for path in out.iterdir()] == ["work"]
+
+
 def test_what_a_killed_run_left_is_not_taken_for_another_recipe(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +260,33 @@ def test_commands_run_and_train(
     assert "deduplicate" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["evaluate"]["passed"]
     assert recipe.load(tmp_path / "out" / "recipe.toml") == recipe.load(path), "the resolved recipe is a recipe"
+
+
+def test_shard_and_estimate_on_the_command_line(
+    tmp_path: Path, corpus: Path, prose: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": text} for text in prose("en", 40, 400)]
+    write(tmp_path / "long.jsonl.zst", rows)
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        f"[run]\noutput = '{tmp_path}/out'\n[[source]]\nname = 'a'\npaths = ['{tmp_path}/long.jsonl.zst']\n"
+        "skip = ['rules', 'deduplicate.near']\n"
+    )
+    for wrong in ("2/2", "1", "a/2", "-1/2", "0/0"):
+        assert cli.main(["factory", "run", str(path), f"--shard={wrong}"]) == 2
+        assert f"--shard {wrong} must be K/N with K from 0 to N - 1" in capsys.readouterr().err
+    assert cli.main(["factory", "run", str(path), "--shard", "0/2"]) == 0
+    assert cli.main(["factory", "run", str(path), "--estimate-tb", "13"]) == 0
+    said = capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    gate = 0.01 * report["seconds"].pop("evaluate")  # here all were looked at; of many more it would be 1 in 100
+    alone = sum(report["seconds"][part] for part in ("deduplicate", "collect")) + gate
+    hours = 13e12 / report["totals"][0]["bytes"] / 3600
+    assert f"({hours * alone:,.1f} h of them in one process" in said
+    assert f"    1 cores {hours * (sum(report['seconds'].values()) + gate):12,.1f} h" in said
+    assert "Ziya2        866.7 h" in said  # 13 TB at 15 GB an hour
+    with pytest.raises(ValueError, match="too small to estimate from"):
+        estimate.estimate({**report, "totals": [{"bytes": 10}]}, 1)
 
 
 def test_batches_are_bounded_by_documents_and_characters() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ziya_data.document import Document
 from ziya_data.factory.language import identify
-from ziya_data.factory.preprocess import preprocess, punctuation, repair_encoding, tidy
+from ziya_data.factory.preprocess import BIT, preprocess, punctuation, repair_encoding, scan, tidy
 from ziya_data.factory.recipe import Preprocess
 
 SAMPLES = {
@@ -100,3 +100,41 @@ def test_kinds_are_treated_as_they_need(prose: Callable[..., list[str]]) -> None
     texts = [document.text for document in clean]
     assert preprocess(clean, Preprocess()) == [""] * 40
     assert [document.text for document in clean] == texts
+
+
+NASTY = "ab中国，。 :;)(^_T-D.,!?\t\r\n\u2028\u3000\xa0\u200b\ufeff★😀１Ａ％Ãâ\x80€\u0301\ue000"
+
+
+@given(st.lists(st.text(NASTY, max_size=30), max_size=20))
+def test_what_is_not_searched_for_is_not_there(texts: list[str]) -> None:
+    for text, holds in zip(texts, scan(texts), strict=True):
+        assert tidy(text, holds=holds) == tidy(text)
+        assert tidy(text, "code", holds) == tidy(text, "code")
+        assert holds & BIT["mojibake"] or repair_encoding(text) == text
+        for language in ("zh", "en"):
+            assert punctuation(text, language, holds) == punctuation(text, language)
+
+
+@pytest.mark.parametrize(
+    "text", ["so :\u200b) it is", "so (\u200b^\u200b^) it is", "a \u200b b", "a★ b", "中\u200b,文", "a \u2028 b"]
+)
+def test_what_comes_together_when_something_is_taken_out_is_found(text: str) -> None:
+    assert tidy(text, holds=scan([text])[0]) == tidy(text)
+
+
+def test_lone_surrogates_are_taken_out_like_other_control_characters() -> None:
+    document = Document("1", "The old \ud800farmer met his neighbour at the bridge in the morning.", "s")
+    assert preprocess([document], Preprocess()) == [""]
+    assert document.text == "The old farmer met his neighbour at the bridge in the morning."
+
+
+def test_english_is_known_by_its_words_and_nothing_else_is_taken_for_it() -> None:
+    english = (
+        "The old farmer said that he would not be there, and they were all of one mind about what to do with his cow."
+    )
+    dutch = (
+        "De oude boer zei dat hij er niet bij zou zijn, en zij waren het eens over wat er met de koe moest gebeuren."
+    )
+    french = "Le vieux fermier a dit qu'il n'y serait pas, mais « the show must go on », comme ils disent tous là-bas."
+    assert identify([english, dutch, french]) == [("en", 1.0), identify([dutch])[0], identify([french])[0]]
+    assert [language for language, _ in identify([english, dutch, french])] == ["en", "other", "other"]

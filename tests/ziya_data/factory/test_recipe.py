@@ -39,6 +39,12 @@ def test_rule_limits_are_written_over_the_defaults() -> None:
         (SMALLEST + "[deduplicate]\ndistanse = 3\n", "did you mean distance?"),
         (SMALLEST + '[deduplicate]\ndistance = "3"\n', "deduplicate.distance = '3' must be int"),
         (SMALLEST + "[deduplicate]\ndistance = 64\n", "must be 0 to 32"),
+        (
+            SMALLEST + '[deduplicate]\nmethod = "simhsh"\n',
+            "deduplicate.method = 'simhsh' must be one of minhash, simhash",
+        ),
+        (SMALLEST + "[decontaminate]\nfile = []\n", "did you mean files?"),
+        (SMALLEST + "[decontaminate]\nhits = 0\n", "hits at least 1"),
         (SMALLEST + "[score]\nhigh = 0.7\n", "score.high = 0.7 must be"),
         (SMALLEST + '[score.models]\nfr = "x"\n', "unknown key 'fr'"),
         (SMALLEST + "[rules]\ngarble = true\n", "must be a number, or false"),

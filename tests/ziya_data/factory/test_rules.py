@@ -59,6 +59,10 @@ DROPPED = {
 CHANGED = {
     "paragraph_advert": {"zh": (f"{ZH}\n加微信领取！", ZH), "en": (f"{EN}\nFree shipping on everything!", EN)},
     "paragraph_navigation": {"zh": (f"{ZH}\n上一篇：他们", ZH), "en": (f"All rights reserved.\n{EN}", EN)},
+    "paragraph_menu": {
+        "zh": (f"首页 | 新闻 | 体育\n{ZH}\n位置：首页 > 新闻中心 > 正文", ZH),
+        "en": (f"{EN}\nHome › Blog › 2012\n| a | b | c |", f"{EN}\n| a | b | c |"),
+    },
     "paragraph_link": {"zh": (f"{ZH}\n来源：http://a.com/b", ZH), "en": (f"{EN}\nwww.example.org", EN)},
     "paragraph_marks": {"zh": (f"{ZH}\n-----\n{ZH[:-1]}！", f"{ZH}\n{ZH[:-1]}！"), "en": (f"{EN}\n| | | |", EN)},
     "paragraph_repeated": {"zh": (f"{ZH}\n一二三\n{ZH}", f"{ZH}\n一二三"), "en": (f"{EN}\nx\n{EN}", f"{EN}\nx")},
@@ -99,6 +103,7 @@ LEFT = {
     "zh": [
         "二〇〇八年8月，北京举办了第29届奥运会，共有204个国家和地区的10,942名运动员参加。",
         "他问：“你来吗？”她说：“不来……我还有事。”（完）",
+        "已知甲 > 乙 > 丙，求证甲与丙之差大于零。\n> 这是引用的一段话，说的是城里的事情。",
         "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。",
         "子曰：“学而时习之，不亦说乎？有朋自远方来，不亦乐乎？”",
         "这本书的版本是3.14.159，可以写信到邮编100081的地址，向出版社的编辑们索取，也可以到学校的图书馆借阅。",
@@ -106,6 +111,7 @@ LEFT = {
     "en": [
         "In 2008, Beijing hosted the 29th Olympic Games; 10,942 athletes from 204 countries took part in 302 events.",
         "“Are you coming?” he asked. “No ... I have things to do,” she said (and left the room at once, as ever).",
+        "If a > b > c and a | b | c are given, then a is the largest.\n> A quoted line of somebody else's letter.",
         "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate.",
         "The constant 3.14159265 and the year 1998-2004 are numbers, 5 < 7 is true; R&D is a part of the firm.",
     ],
@@ -127,9 +133,9 @@ def test_document_rule_strikes(name: str, language: str, text: str) -> None:
     rule = next(rule for rule in DOCUMENT_RULES if rule.name == name)
     limit = LIMITS[name][language]
     assert limit is not None
-    page = pages([text], language)[0]
-    assert rule.broken(page, limit), f"{rule.measure(page)} against {limit}"
-    assert not rule.broken(pages([ZH if language == "zh" else EN], language)[0], limit)
+    clean = ZH if language == "zh" else EN
+    found = pages([clean, text, clean], language)
+    assert rule.broken(found, limit).tolist() == [False, True, False], f"{rule.measure(found)} against {limit}"
 
 
 @pytest.mark.parametrize(
@@ -168,11 +174,12 @@ def test_a_rule_can_be_switched_off_and_reasons_say_why() -> None:
 
 def test_facts_against_a_plain_count() -> None:
     text = "Ａb中国，かな 한 12!\n- x;\n\n- x;\n他说……"
-    row = dict(zip(FACTS, Measure(["x"])([text])[0], strict=True))
+    row = dict(zip(FACTS, Measure(["x"], [["他说"], [], ["ab中国"]])([text])[0], strict=True))
     assert row["characters"] == len(text) + 1
     assert row["spaces"] == sum(character.isspace() for character in text) + 1
     expected = {"han": 4, "kana": 2, "hangul": 1, "latin": 4, "digits": 2, "lines": 4, "bullet_lines": 2}
     expected |= {"code_lines": 2, "ellipsis_lines": 1, "stop_words": 2, "repeated_line_characters": 3, "uppercase": 0}
+    expected |= {"advert": 1, "toxic": 0, "navigation": 1, "longest_run": 1, "longest_mark_run": 2, "longest_number": 2}
     assert {name: row[name] for name in expected} == expected
     assert row["tokens"] == 4 + 2 + 1 + 1 + 1 + 2
     assert row["distinct_tokens"] == 10

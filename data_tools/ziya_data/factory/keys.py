@@ -1,0 +1,48 @@
+"""What decides each step's output, as one digest a step and shard: the same key means that the work is done."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ziya_data.factory.parts import Shard
+from ziya_data.factory.recipe import Recipe
+
+
+def step_keys(recipe: Recipe, shards: list[Shard]) -> dict[str, list[str]]:
+    """Step -> key of each shard: a digest of everything that decides the step's output."""
+    code = code_digest()
+    models = {language: identity(Path(path)) for language, path in recipe.score.models.items()}
+    sources = {source.name: asdict(source) for source in recipe.source}
+    own = [digest(sources[shard.source.name], identity(shard.path)) for shard in shards]
+    prepared = [digest(code, key, asdict(recipe.preprocess), models) for key in own]
+    # The cut depends on every shard of the source, so one that changes redoes them all.
+    together = {
+        source.name: [key for shard, key in zip(shards, prepared, strict=True) if shard.source is source]
+        for source in recipe.source
+    }
+    benchmarks = [identity(Path(name)) for name in recipe.decontaminate.files]
+    settings = (asdict(recipe.score), asdict(recipe.rules), asdict(recipe.decontaminate), benchmarks)
+    filtered = [digest(key, together[shard.source.name], settings) for shard, key in zip(shards, prepared, strict=True)]
+    against = [identity(Path(folder) / "near.index") for folder in recipe.deduplicate.against]
+    unique = [digest(filtered, i, asdict(recipe.deduplicate), against) for i in range(len(shards))]
+    finished = digest(unique, asdict(recipe.run), asdict(recipe.evaluate), code)
+    return {"prepare": prepared, "filter": filtered, "unique": unique, "finish": [finished]}
+
+
+def identity(path: Path) -> list[Any]:
+    """What tells that a file (or a folder of pages) is still the same: size and time of change."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def code_digest() -> str:
+    """Of the factory's own code and word lists: another rule makes another output."""
+    folder = Path(__file__).parent
+    files = sorted([*folder.glob("*.py"), *folder.glob("lists/*"), *folder.parent.glob("_factory.*.so")])
+    return digest(*(hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files))
+
+
+def digest(*values: Any) -> str:
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -36,12 +36,14 @@ class Kernels:
     """What making the operators took so far, in words; empty when nothing is made at run time."""
 
     def describe(self) -> str:
-        """One line for the log: the choice, the device, and the file that each operator comes from."""
+        """One line for the log: the choice, the device, and the operators by the file that they come from."""
         others = ("name", "device", "fused_head", "cost")
         operators = [field.name for field in fields(self) if field.name not in others]
-        homes = {operator: getattr(self, operator).__module__.split(".")[-1] for operator in operators}
-        listed = ", ".join(f"{operator}={home}" for operator, home in homes.items())
-        return f"kernels={self.name} on {self.device}: {listed}"
+        homes: dict[str, list[str]] = {}
+        for operator in operators:
+            homes.setdefault(getattr(self, operator).__module__.split(".")[-1], []).append(operator)
+        listed = "; ".join(f"{home}: {' '.join(found)}" for home, found in homes.items())
+        return f"kernels={self.name} on {self.device}; {listed}"
 
 
 def _torch(device: torch.device) -> Kernels:

@@ -7,6 +7,7 @@ of each tensor; spaces behind it), the bytes.
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,11 +39,15 @@ class Written(NamedTuple):
 
     bytes: int
     digests: dict[str, str]
-    """SHA-256 of each tensor's bytes."""
+    """SHA-256 of each tensor's bytes; empty when none was wanted."""
 
 
 def write_model(
-    folder: Path, forms: Mapping[str, Form], read: Callable[[str], Tensor], shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    forms: Mapping[str, Form],
+    read: Callable[[str], Tensor],
+    shard_bytes: int = SHARD_BYTES,
+    digests: bool = True,
 ) -> Written:
     """Write `model.safetensors`, or shards with their index when that is more than `shard_bytes`.
 
@@ -55,28 +60,29 @@ def write_model(
         if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > shard_bytes:
             shards.append([])
         shards[-1].append(name)
-    digests: dict[str, str] = {}
+    found: dict[str, str] = {}
     places: dict[str, str] = {}
     for number, members in enumerate(shards, 1):
         single = len(shards) == 1
         file = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        digests |= _write_shard(folder / file, {name: forms[name] for name in members}, read)
+        found |= _write_shard(folder / file, {name: forms[name] for name in members}, read, digests)
         places |= dict.fromkeys(members, file)
         print(f"written: {file}, {sum(sizes[name] for name in members) / 1e9:.3f} GB", flush=True)
     total = sum(sizes.values())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return Written(total, digests)
+    return Written(total, found)
 
 
-def _write_shard(file: Path, forms: Mapping[str, Form], read: Callable[[str], Tensor]) -> dict[str, str]:
+def _write_shard(file: Path, forms: Mapping[str, Form], read: Callable[[str], Tensor], wanted: bool) -> dict[str, str]:
     shard, digests = TensorFile(file, forms), Digests()
     for name, form in sorted(forms.items(), key=lambda item: -item[1].dtype.itemsize):  # wide types first: all aligned
         tensor = read(name)
         assert tensor.shape == form.shape, f"{name}: {tuple(tensor.shape)} is not {form.shape}"
         tensor = tensor.to(form.dtype)
-        digests.note(name, tensor)
+        if wanted:
+            digests.note(name, tensor)
         shard.add(name, tensor)
     shard.close()
     return digests.all()
@@ -86,6 +92,7 @@ class TensorFile:
     """A safetensors file that grows by one tensor after the other; the header goes into room left at its front."""
 
     ENTRY = 160  # bytes that a tensor takes in the header at most, beside twice its name, and its mark
+    FLUSH = 1 << 26  # bytes after which the disk is set to work, while more are written
 
     def __init__(self, file: Path, names: Iterable[str], mark: Callable[[str, memoryview], str] | None = None) -> None:
         """`names` are all that may come; `mark` makes a line of a tensor's bytes for the metadata, under its name."""
@@ -96,7 +103,9 @@ class TensorFile:
         self.size = 0
         self._entries: dict[str, object] = {}
         self._marks = {"format": "pt"}
-        self._pool = ThreadPoolExecutor(1)
+        self._pool, self._disk = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._flushing: Future[None] | None = None
+        self._flushed = 0
         self._stream = file.open("wb")
         self._stream.seek(8 + self.room)
 
@@ -119,16 +128,27 @@ class TensorFile:
             "dtype": CODE_OF[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [self.size, end]
         }  # fmt: skip
         self.size = end
+        if end - self._flushed > self.FLUSH and (self._flushing is None or self._flushing.done()):
+            self._wait_for_disk()
+            self._stream.flush()
+            self._flushing, self._flushed = self._disk.submit(os.fsync, self._stream.fileno()), end
+
+    def _wait_for_disk(self) -> None:
+        """Raises what the disk has said."""
+        if self._flushing is not None:
+            self._flushing.result()
 
     def close(self) -> bytes:
         """Put the header into its place. Returns it, as it stands in the file."""
         text = json.dumps({"__metadata__": self._marks} | self._entries, separators=(",", ":")).encode()
         assert len(text) <= self.room, f"a header of {len(text)} bytes has room for {self.room}"
         header = self.room.to_bytes(8, "little") + text.ljust(self.room)
+        self._wait_for_disk()
         self._stream.seek(0)
         self._stream.write(header)
         self._stream.close()
         self._pool.shutdown()
+        self._disk.shutdown()
         return header
 
 

@@ -36,7 +36,8 @@ class Run:
     """A rank that shows no sign of life for so long counts as lost, and the others end. One that dies is noticed
     within about five seconds."""
     stop_after: int = 10
-    """Steps in a row with a loss or gradient that is not finite, before the run gives up. Each is skipped."""
+    """Steps in a row with a loss or gradient that is not finite, before the run gives up. Each is skipped. (How long a
+    run is says `steps`.)"""
     check_replicas_every: int = 0
     """Steps between comparisons of weights that several ranks hold (SHA-256); 0 = never."""
     deterministic: bool = False
@@ -323,3 +324,21 @@ def to_toml(recipe: Recipe) -> str:
     if recipe.model.load:
         raw["model"] = {"load": recipe.model.load}
     return tomli_w.dumps(raw)
+
+
+def differences(file: Path, recipe: Recipe) -> list[str]:
+    """`section.key: old -> new` for each knob that the recipe in `file` has otherwise; [] when there is no such file.
+
+    What only says how long a run is, where it lies or how it logs is left out.
+    """
+    if not file.is_file():
+        return []
+    old, new = (tomllib.loads(text) for text in (file.read_text(encoding="utf-8"), to_toml(recipe)))
+    quiet = {("run", "steps"), ("run", "directory"), ("log", "")}
+    return [
+        f"{section}.{key}: {old.get(section, {}).get(key)} -> {new.get(section, {}).get(key)}"
+        for section in sorted(old.keys() | new.keys())
+        for key in sorted(old.get(section, {}).keys() | new.get(section, {}).keys())
+        if old.get(section, {}).get(key) != new.get(section, {}).get(key)
+        and not {(section, key), (section, "")} & quiet
+    ]

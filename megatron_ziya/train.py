@@ -97,7 +97,7 @@ def train(recipe: Recipe, mesh: Mesh, architecture: Architecture, stop: process.
     reader = resume(trainer, log)
     mix = batches.open_mix(recipe, architecture, *drawn(recipe, reader))
     announce(trainer, mix, log)
-    if mesh.rank == 0:
+    if mesh.rank == 0 and trainer.step < recipe.run.steps:  # a run that has nothing to do keeps what was in force
         (directory / "recipe.toml").write_text(config.to_toml(recipe), encoding="utf-8")
     dtype = TYPES[recipe.precision.weights]
     peak = metrics.peak_flops(recipe.log, mesh.device, dtype)
@@ -274,6 +274,8 @@ def resume(trainer: Trainer, log: Any) -> checkpoint.Reader | None:
     if refused and trainer.mesh.rank == 0:
         log.warning(f"{'; '.join(refused)}: going on from {reader.path} instead")
         checkpoint.move_latest(reader.path)
+    if trainer.mesh.rank == 0 and (changed := config.differences(reader.path / "recipe.toml", trainer.recipe)):
+        log.info(f"changed since {reader.path.name} was saved: {', '.join(changed)}")
     trainer.step, trainer.resumed, trainer.run_id = reader.step, str(reader.path), reader.run
     trainer.skipped, trainer.failures = reader.manifest.get("skipped", 0), reader.manifest.get("failures", 0)
     trainer.loss_scale.restore(reader.manifest.get("loss_scale", {}))

@@ -276,7 +276,7 @@ def lines(found: Proposal) -> list[str]:
 
 
 def write(out: Path, found: Proposal, path: Path) -> None:
-    """The run's recipe with the moves made. Raises ValueError when `path` is there already."""
+    """The recipe with the moves made, for a folder of its own. Raises ValueError when `path` is there already."""
     if path.exists():
         raise ValueError(f"{path} is there already; give another name")
     table = tomllib.loads((out / "recipe.toml").read_text(encoding="utf-8"))
@@ -286,6 +286,7 @@ def write(out: Path, found: Proposal, path: Path) -> None:
         for name in names[:-1]:
             place = place[name]
         place[names[-1]] = move.new
+    table["run"]["output"] = str(table["run"]["output"]).rstrip("/") + "-tight"  # the run it is made of stays
     head = "".join(f"# {line}\n" for line in lines(found))
     with storage.replacing(path) as temporary:
         temporary.write_text(

@@ -31,7 +31,13 @@ def build(argv: list[str]) -> int:
         "Tokenize jsonl, jsonl.gz, jsonl.zst, parquet and txt files into an indexed dataset.",
         "--tokenizer runs/tokenizer --input runs/data/kept --output runs/index/stage1 --workers 8",
     )
-    parser.add_argument("--tokenizer", required=True, type=Path, metavar="DIR", help="folder with tokenizer.model")
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder with tokenizer.model, or a byte-level tokenizer.json; each document ends with its </s>",
+    )
     parser.add_argument("--input", required=True, nargs="+", type=Path, metavar="FILE", help="files or folders")
     parser.add_argument("--output", required=True, metavar="PREFIX", help="writes PREFIX.bin, .idx, .meta.json")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="tokenizing processes (default 1)")

@@ -184,6 +184,7 @@ def shape_of(config: Path | None) -> Shape:
     if config is None:
         given, name = dict(LLAMA2_13B), "LLaMA2-13B"
     else:
+        config = config / "config.json" if config.is_dir() else config
         try:
             given, name = json.loads(config.read_text(encoding="utf-8")), str(config)
         except ValueError as error:

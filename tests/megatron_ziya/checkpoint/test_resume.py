@@ -276,3 +276,20 @@ def test_five_ranks_go_on_from_seven(tmp_path, dataset):
     one, two = (Reader(tmp_path / name / "checkpoints/step_000002") for name in ("alone", "moving"))
     for kind, name in one.segments:
         torch.testing.assert_close(two.read(name, kind), one.read(name, kind), rtol=1e-10, atol=1e-14)
+
+
+def test_what_was_changed_is_told_and_a_run_with_nothing_to_do_changes_nothing(tmp_path, dataset, capsys):
+    directory = tmp_path / "run"
+    (tmp_path / "recipe.toml").write_text(config.to_toml(recipe(directory, dataset, 1, "fp32")))
+    command = [str(tmp_path / "recipe.toml"), "--optimizer.learning_rate"]
+    assert train.main([*command, "0.001"]) == 0
+    kept = (directory / "recipe.toml").read_bytes()
+    assert train.main([*command, "0.002"]) == 0
+    assert "finished already: step 1 of 1" in capsys.readouterr().out
+    assert (directory / "recipe.toml").read_bytes() == kept
+    assert train.main([*command, "0.002", "--run.steps", "2"]) == 0
+    told = "changed since step_000001 was saved: optimizer.learning_rate: 0.001 -> 0.002\n"
+    assert told in capsys.readouterr().out
+    assert b"learning_rate = 0.002" in (directory / "recipe.toml").read_bytes()
+    assert train.main([*command, "0.002", "--run.steps", "3"]) == 0
+    assert "changed since" not in capsys.readouterr().out

@@ -50,11 +50,17 @@ def build(argv: list[str]) -> int:
     )
     given = parser.parse_args(argv)
     prefix = format.output_prefix(given.output)
-    replaced = _replaced(prefix)
+    replaced, split = _replaced(prefix), f"{prefix}.validation"
+    if not given.validation and Path(f"{split}.idx").exists():
+        raise ValueError(
+            f"{split} holds documents that {prefix} would hold as well; give --validation again, or remove {split}.*"
+        )
     report = build_dataset(
         given.input, prefix, given.tokenizer, given.workers, given.bad_limit, given.prompt_until, given.validation
     )
     print(f"{replaced}{prefix}.bin, .idx, .meta.json: {report}")
+    if given.validation:
+        print(f"of these {len(IndexedDataset(split)):,} documents are in {split}, not in {prefix}")
     return 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ziya_data.indexed import commands
+from ziya_data.indexed.reader import IndexedDataset
 
 
 def test_build_show_verify(
@@ -160,3 +161,18 @@ def test_help_shows_an_example(command: Callable[[list[str]], int], capsys: pyte
     with pytest.raises(SystemExit):
         command(["--help"])
     assert f"example:\n  ziya index {command.__name__} " in capsys.readouterr().out
+
+
+def test_a_build_tells_its_split_and_never_leaves_a_stale_one(
+    tmp_path: Path, tokenizer_folder: Path, jsonl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "one")
+    build = ["--tokenizer", str(tokenizer_folder), "--input", str(jsonl), "--output", out]
+    assert commands.build([*build, "--validation", "0.1"]) == 0
+    kept, split = len(IndexedDataset(out)), len(IndexedDataset(f"{out}.validation"))
+    assert kept + split == 200
+    assert f"of these {split} documents are in {out}.validation, not in {out}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"one.validation holds documents that .*one would hold as well; give --valid"):
+        commands.build(build)
+    assert len(IndexedDataset(out)) == kept
+    assert commands.build([*build, "--validation", "0.1"]) == 0

@@ -329,16 +329,16 @@ def to_toml(recipe: Recipe) -> str:
 def differences(file: Path, recipe: Recipe) -> list[str]:
     """`section.key: old -> new` for each knob that the recipe in `file` has otherwise; [] when there is no such file.
 
-    What only says how long a run is, where it lies or how it logs is left out.
+    Left out is what says only how long a run is, where it lies and how it logs, and what an older program did not know.
     """
     if not file.is_file():
         return []
     old, new = (tomllib.loads(text) for text in (file.read_text(encoding="utf-8"), to_toml(recipe)))
-    quiet = {("run", "steps"), ("run", "directory"), ("log", "")}
-    return [
-        f"{section}.{key}: {old.get(section, {}).get(key)} -> {new.get(section, {}).get(key)}"
-        for section in sorted(old.keys() | new.keys())
-        for key in sorted(old.get(section, {}).keys() | new.get(section, {}).keys())
-        if old.get(section, {}).get(key) != new.get(section, {}).get(key)
-        and not {(section, key), (section, "")} & quiet
-    ]
+    found = []
+    for section in new.keys() & old.keys() - {"log"}:
+        for key in new[section].keys() & old[section].keys():
+            before, now = old[section][key], new[section][key]
+            if before != now and (section, key) not in (("run", "steps"), ("run", "directory")):
+                short = len(f"{before}{now}") < 60  # else sources, which have lines of their own
+                found.append(f"{section}.{key}" + (f": {before} -> {now}" if short else ""))
+    return sorted(found)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from megatron_ziya import batches, checks, config, faults, metrics, process, report
 from megatron_ziya.checkpoint import distributed as checkpoint
 from megatron_ziya.checkpoint import training
+from megatron_ziya.checkpoint.format import read_manifest
 from megatron_ziya.config import Architecture, Recipe
 from megatron_ziya.model import parallelize
 from megatron_ziya.parallel import invariant
@@ -208,7 +209,7 @@ def save(trainer: Trainer, directory: Path, mix: Mix, log: Any) -> None:
 
     def saved(path: Path) -> None:
         checkpoint.prune(folder, recipe.checkpoint.keep, path, recipe.checkpoint.keep_every)
-        total = checkpoint.Reader(path, check=False).weights_sum
+        total = read_manifest(path)["weights_sum"]
         log.info(f"saved {path} in {time.monotonic() - begin:.1f} s, sum of the weights {total}")
 
     if recipe.checkpoint.asynchronous:

@@ -92,7 +92,8 @@ class Saver:
             self._run(work)
 
     def wait(self) -> None:
-        """Return when the save that is under way is whole on the disk; all ranks call."""
+        """Finish the save that is under way; all ranks call. On rank 0 it is whole on the disk when this returns, on
+        the others all parts are."""
         if self._publish is not None:
             self._join()
             distributed.barrier()

@@ -21,67 +21,58 @@ def _parser(name: str, description: str, example: str) -> argparse.ArgumentParse
     )
 
 
-def from_hf(argv: Sequence[str]) -> int:
-    """Writes a Hugging Face LLaMA folder as a checkpoint, and proves it."""
-    parser = _parser("from-hf", "Write a Hugging Face LLaMA folder as a checkpoint, bit for bit.", "llama2-7b base")
-    parser.add_argument("source", type=Path, metavar="HF_DIR", help="safetensors or .bin, one file or shards")
+def _into_checkpoint(name: str, description: str, example: str, metavar: str, holds: str) -> argparse.ArgumentParser:
+    """What the three commands that make a checkpoint have in common."""
+    parser = _parser(name, description, example)
+    parser.add_argument("source", type=Path, metavar=metavar, help=holds)
     parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint folder to write")
     parser.add_argument("--skip-verify", action="store_true", help="no proof afterwards; the record says so")
-    options = parser.parse_args(list(argv))
+    return parser
+
+
+def from_hf(argv: Sequence[str]) -> int:
+    """Writes a Hugging Face LLaMA folder as a checkpoint, and proves it."""
+    what = "Write a Hugging Face LLaMA folder as a checkpoint, bit for bit."
+    parser = _into_checkpoint("from-hf", what, "llama2-7b base", "HF_DIR", "safetensors or .bin, one file or shards")
+    given = parser.parse_args(list(argv))
 
     from megatron_ziya.checkpoint import convert
 
-    return _converted(options.out, lambda: convert.from_hf(options.source, options.out, not options.skip_verify))
+    return _converted(given.out, lambda: convert.from_hf(given.source, given.out, not given.skip_verify))
 
 
 def from_meta(argv: Sequence[str]) -> int:
     """Writes a LLaMA folder of Meta's own release as a checkpoint, and proves it."""
-    parser = _parser(
-        "from-meta", "Write params.json and consolidated.*.pth, Meta's release, as a checkpoint.", "llama-2-7b base"
-    )
+    what = "Write params.json and consolidated.*.pth, Meta's release, as a checkpoint."
+    holds = "with params.json, consolidated.*.pth and tokenizer.model"
+    parser = _into_checkpoint("from-meta", what, "llama-2-7b base", "META_DIR", holds)
     parser.add_argument(
-        "source", type=Path, metavar="META_DIR", help="with params.json, consolidated.*.pth; tokenizer.model"
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint folder to write")
-    parser.add_argument(
-        "--max-positions",
-        type=int,
-        default=0,
+        "--max-positions", type=int, default=0,
         help="params.json has none; default 4096, 2048 where eps is 1e-6 (LLaMA 1)",
-    )
-    parser.add_argument("--skip-verify", action="store_true", help="no proof afterwards; the record says so")
-    options = parser.parse_args(list(argv))
+    )  # fmt: skip
+    given = parser.parse_args(list(argv))
 
     from megatron_ziya.checkpoint import convert
 
     return _converted(
-        options.out,
-        lambda: convert.from_meta(options.source, options.out, not options.skip_verify, options.max_positions),
+        given.out, lambda: convert.from_meta(given.source, given.out, not given.skip_verify, given.max_positions)
     )
 
 
 def from_megatron(argv: Sequence[str]) -> int:
     """Writes a legacy Megatron-LM checkpoint of a LLaMA as a checkpoint of ours, and proves it."""
-    parser = _parser(
-        "from-megatron",
-        "Write a legacy Megatron-LM checkpoint of a LLaMA as a checkpoint of ours.",
-        "megatron-run base",
-    )
-    parser.add_argument(
-        "source", type=Path, metavar="DIR", help="with latest_checkpointed_iteration.txt, or an iteration"
-    )
-    parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint folder to write")
+    what = "Write a legacy Megatron-LM checkpoint of a LLaMA as a checkpoint of ours."
+    holds = "with latest_checkpointed_iteration.txt, or an iteration"
+    parser = _into_checkpoint("from-megatron", what, "megatron-run base", "DIR", holds)
     parser.add_argument(
         "--vocabulary-size", type=int, default=0, help="the tokenizer's, to cut the padding off; default: keep all rows"
     )
-    parser.add_argument("--skip-verify", action="store_true", help="no proof afterwards; the record says so")
-    options = parser.parse_args(list(argv))
+    given = parser.parse_args(list(argv))
 
     from megatron_ziya.checkpoint import convert
 
     return _converted(
-        options.out,
-        lambda: convert.from_megatron(options.source, options.out, not options.skip_verify, options.vocabulary_size),
+        given.out, lambda: convert.from_megatron(given.source, given.out, not given.skip_verify, given.vocabulary_size)
     )
 
 
@@ -212,7 +203,7 @@ def info(argv: Sequence[str]) -> int:
         rows.append(("sum of the weights", weights.weights_sum or "not recorded"))
         record = manifest
     else:
-        files = sorted(set(weights.file_of.values()))
+        files = weights.files
         rows.append(("Hugging Face", f"{weights.config.get('architectures', ['LlamaForCausalLM'])[0]}"))
         record_file = weights.path / "conversion.json"
         record = json.loads(record_file.read_text()) if record_file.is_file() else {}

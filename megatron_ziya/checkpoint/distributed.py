@@ -20,7 +20,6 @@ as `step_000100.tmp` and renamed when it is whole; then `latest` is moved (folde
 
 import dataclasses
 import json
-import math
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -86,25 +85,24 @@ def write_weights(
     path = Path(path)
     refuse_replacing(path)
     logical = shapes(architecture)
-    wanted = {name: whole("weight", name, shape) for name, shape in logical.items()}
+    wanted = {name: Segment.whole("weight", name, shape) for name, shape in logical.items()}
     temporary = fresh_folder(path)
     files: dict[str, str] = {}
     total, file, written = 0, temporary, None
-    pool = ThreadPoolExecutor(1)
-    for name, tensor in weights:
-        shape = logical[name] if name in wanted else None
-        if shape != tuple(tensor.shape):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the architecture asks for {shape}")
-        if written is not None and (written.size > FILE_BYTES or not written.takes(tensor)):
-            files[file.name], written = close_file(file, written), None
-        if written is None:
-            file = temporary / f"rank_{len(files):05d}.safetensors"
-            written = new_file(file, [segment.key() for segment in wanted.values()], CONVERTED)
-        segment = wanted.pop(name)
-        part = pool.submit(weights_sum, segment, tensor, shape)  # while it is written
-        written.add(segment.key(), tensor.reshape(-1))
-        total += part.result()
-    pool.shutdown()
+    with ThreadPoolExecutor(1) as pool:
+        for name, tensor in weights:
+            shape = logical[name] if name in wanted else None
+            if shape != tuple(tensor.shape):
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the architecture asks for {shape}")
+            if written is not None and (written.size > FILE_BYTES or not written.takes(tensor)):
+                files[file.name], written = close_file(file, written), None
+            if written is None:
+                file = temporary / f"rank_{len(files):05d}.safetensors"
+                written = new_file(file, [segment.key() for segment in wanted.values()], CONVERTED)
+            segment = wanted.pop(name)
+            part = pool.submit(weights_sum, segment, tensor, shape)  # while it is written
+            written.add(segment.key(), tensor.reshape(-1))
+            total += part.result()
     if written is not None:
         files[file.name] = close_file(file, written)
     if wanted:
@@ -112,11 +110,6 @@ def write_weights(
     finish(
         path, temporary, architecture, CONVERTED, files, (extra or {}) | {"weights_sum": in_words(total)}, huggingface
     )
-
-
-def whole(kind: str, name: str, shape: tuple[int, ...]) -> Segment:
-    """The segment that is a whole logical tensor."""
-    return Segment(kind, name, 0, 0, shape[0], 0, math.prod(shape))
 
 
 def save(

@@ -51,6 +51,11 @@ class Segment(NamedTuple):
         return f"{self.kind}|{self.name}|{self.dim}:{self.start}:{self.size}|{self.first}:{self.last}"
 
     @classmethod
+    def whole(cls, kind: str, name: str, shape: tuple[int, ...]) -> "Segment":
+        """All of a logical tensor."""
+        return cls(kind, name, 0, 0, shape[0], 0, math.prod(shape))
+
+    @classmethod
     def of_key(cls, key: str) -> "Segment":
         kind, name, box, span = key.split("|")
         return cls(kind, name, *map(int, box.split(":")), *map(int, span.split(":")))

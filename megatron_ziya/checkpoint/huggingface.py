@@ -219,6 +219,7 @@ class HuggingFaceFolder:
         self.shapes, self.names = shapes(self.architecture), names(self.architecture)
         self._open: tuple[Path, Any] | None = None
         self.file_of = self._index()
+        self.files = sorted(set(self.file_of.values()))
         self._check()
 
     def _index(self) -> dict[str, Path]:

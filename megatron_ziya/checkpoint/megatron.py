@@ -28,6 +28,15 @@ from megatron_ziya.config import Architecture
 from megatron_ziya.model.weights import shapes
 
 FILES = ("model_optim_rng.pt", "model_rng.pt")
+OLDEST = 2.0  # of checkpoint_version; before it the rows of query, key and value lay otherwise
+LLAMA = {
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "position_embedding_type": "rope",
+    "rotary_percent": 1.0,
+    "apply_layernorm_1p": False,
+}
+"""What the run's options must say where they say it."""
 LAYER = {  # the newer name, then the older one
     "attention_norm.weight": ("input_norm.weight", "input_layernorm.weight"),
     "attention.output.weight": ("self_attention.dense.weight",),
@@ -47,7 +56,7 @@ class MegatronFolder:
         """
         self.path = Path(path)
         self.folder = _iteration(self.path)
-        self.parts, self.file_of = self._open()
+        self.parts, self.files = self._open()
         self.arguments = vars(self._content[0].get("args") or argparse.Namespace())
         self.architecture = self._architecture(vocabulary_size)
         self.shapes = shapes(self.architecture)
@@ -56,8 +65,8 @@ class MegatronFolder:
         for name in self.shapes:
             dtype_name(self.dtype(name))
 
-    def _open(self) -> tuple[list[list[dict[str, Any]]], dict[str, Path]]:
-        """`parts[stage][tensor-parallel rank]`: what each holds, mapped into memory, not read."""
+    def _open(self) -> tuple[list[list[dict[str, Any]]], list[Path]]:
+        """`parts[stage][tensor-parallel rank]`: what each holds, mapped into memory, not read; and their files."""
         files: dict[tuple[int, int], Path] = {}
         for folder in sorted(self.folder.glob("mp_rank_*")):
             number = re.fullmatch(r"mp_rank_(\d+)(?:_(\d+))?", folder.name)
@@ -80,17 +89,25 @@ class MegatronFolder:
                     f"{files[divmod(place, ranks)]} has no model.language_model: it is of virtual stages or of "
                     "megatron-core's format, which is not read; convert it with Megatron-LM's own tools first"
                 )
+            if content.get("checkpoint_version", 3.0) < OLDEST:
+                raise ValueError(
+                    f"{files[divmod(place, ranks)]} is of checkpoint_version {content['checkpoint_version']}; from "
+                    f"{OLDEST} on they can be read"
+                )
             parts.append(model["language_model"])
         grouped = [parts[stage * ranks : (stage + 1) * ranks] for stage in range(stages)]
-        return grouped, {str(place): file for place, file in enumerate(files.values())}
+        return grouped, list(files.values())
 
     def _architecture(self, vocabulary_size: int) -> Architecture:
         said = self.arguments
         missing = [key for key in ("hidden_size", "num_layers", "num_attention_heads") if key not in said]
         if missing:
             raise ValueError(f"{self.folder}: the checkpoint's args lack {missing[0]}")
-        if not said.get("swiglu") or said.get("normalization", "RMSNorm") != "RMSNorm" or said.get("add_bias_linear"):
-            raise ValueError(f"{self.folder} is not a LLaMA: its args must say swiglu, RMSNorm and no add_bias_linear")
+        for key, only in LLAMA.items():
+            if said.get(key, only) != only:
+                raise ValueError(f"{self.folder} is not a LLaMA: its args say {key}={said[key]!r}, not {only!r}")
+        if not said.get("swiglu"):
+            raise ValueError(f"{self.folder} is not a LLaMA: its args do not say swiglu")
         heads = said["num_attention_heads"]
         groups = said.get("num_query_groups") if said.get("group_query_attention") else heads
         rows = len(self._words(0)) * len(self.parts[0])
@@ -106,7 +123,8 @@ class MegatronFolder:
             kv_heads=groups or heads,
             rms_norm_eps=said.get("norm_epsilon", said.get("layernorm_epsilon", 1e-5)),
             max_positions=said.get("max_position_embeddings") or said.get("seq_length", 4096),
-            rope_theta=float(said.get("rotary_base", 10000)),
+            rope_theta=float(said.get("rotary_base") or 10000),
+            rope_scaling=float(said.get("rotary_seq_len_interpolation_factor") or 1),
             tied=not said.get("untie_embeddings_and_output_weights", False),
         )
 

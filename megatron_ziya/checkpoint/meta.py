@@ -51,7 +51,6 @@ class MetaFolder:
         self.names = {name: _name(name) for name in self.shapes}
         self.tokenizer = fingerprint(self.path)
         """Of the tokenizer.model that lies with it; "" when none does."""
-        self.file_of = {str(number): file for number, file in enumerate(files)}
         self._check()
 
     def _architecture(self, params: dict[str, Any], max_positions: int) -> Architecture:

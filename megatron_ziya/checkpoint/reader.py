@@ -4,7 +4,6 @@ Opening one reads the manifest and the headers of its files, and checks them. A 
 when something is first read from it, so a rank hashes what it needs, once, whatever else is there.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,8 +70,7 @@ class Reader:
         """`format.weights_sum` of all weights as they lie here now, to be held against `weights_sum`."""
         total = 0
         for name, shape in self.shapes.items():
-            whole = Segment("weight", name, 0, 0, shape[0], 0, math.prod(shape))
-            total += weights_sum(whole, self.read(name), shape)
+            total += weights_sum(Segment.whole("weight", name, shape), self.read(name), shape)
         return in_words(total)
 
     def kinds(self) -> set[str]:

@@ -70,24 +70,21 @@ def check_weights(reader: Reader, buckets: Iterable[Bucket], pieces: Pieces, mes
             for piece in pieces[weight]:
                 box = Segment("weight", piece.name, piece.dim, piece.start, piece.size, 0, 0)
                 total += weights_sum(box, piece.of_local(weight), piece.shape)
-    mine = torch.tensor([mesh.data.index, total % 2**32, total // 2**32 % 2**32], device=mesh.device)
-    everyone = [mine]
+    everyone = [(mesh.data.index, total)]
     if mesh.size > 1:
-        everyone = [torch.empty_like(mine) for _ in range(mesh.size)]
-        dist.all_gather(everyone, mine)
-    sums = [0] * mesh.data.size
-    for replica, low, high in (ranks.tolist() for ranks in everyone):
-        sums[replica] += low + (high << 32)
-    file = reader.segments["weight", "embedding.weight"][0]
-    if not reader.weights_sum or file[1].dtype(file[0]) != dtype:
+        everyone *= mesh.size
+        dist.all_gather_object(everyone, (mesh.data.index, total))
+    segment, file = reader.segments["weight", "embedding.weight"][0]
+    if not reader.weights_sum or file.dtype(segment) != dtype:
         return ""
-    strange = [replica for replica, found in enumerate(sums) if in_words(found) != reader.weights_sum]
-    return (
-        f"{reader.path} was saved with weights whose sum is {reader.weights_sum}, "
-        f"what replica {strange[0]} has read sums to {in_words(sums[strange[0]])}"
-        if strange
-        else ""
-    )
+    for replica in range(mesh.data.size):
+        found = in_words(sum(part for index, part in everyone if index == replica))
+        if found != reader.weights_sum:
+            return (
+                f"{reader.path} was saved with weights whose sum is {reader.weights_sum}, what replica {replica} has "
+                f"read sums to {found}"
+            )
+    return ""
 
 
 def new_run(device: torch.device) -> str:

@@ -94,16 +94,20 @@ SMALL_PRODUCT = 1 << 21
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """X W^T, `[T, I]`, `[O, I]` -> `[T, O]`.
 
-    In FP32 on a CPU that is not Intel's by oneDNN, which torch links but calls here only from its compiler: 6 to 10 %
-    faster than MKL, which is what `@` calls (AMD EPYC, one thread, 256 tokens, the matrices of
-    `tools/compare_peers.py`). On a Xeon MKL is 7 to 12 % faster. oneDNN's rounding error is 1.4 times MKL's in sums of
-    256 and settles at 2.2 times, 6e-7, in sums of 2,048 and more.
+    In FP32 on a CPU that is not Intel's by oneDNN, which torch links but calls here only from its compiler: faster than
+    MKL, which is what `@` calls, on an AMD EPYC, slower on a Xeon (`tools/benchmark_products.py`). oneDNN's rounding
+    error is 1.4 times MKL's in sums of 256 and settles at 2.2 times, 6e-7, in sums of 2,048 and more.
     """
     large = len(x) * weight.numel() > SMALL_PRODUCT
     if large and x.dtype == torch.float32 and x.device.type == "cpu" and prefers_onednn():
-        result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
-        return result
+        return onednn(x, weight)
     return x @ weight.t()
+
+
+def onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """X W^T by oneDNN."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, None, "none", [], "")
+    return result
 
 
 class _Linear(torch.autograd.Function):

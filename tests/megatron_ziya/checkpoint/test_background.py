@@ -15,7 +15,7 @@ from tiny_run import MODEL, everything, recipe
 from megatron_ziya import config, train
 from megatron_ziya.checkpoint import background, distributed
 from megatron_ziya.checkpoint.background import Saver
-from megatron_ziya.checkpoint.distributed import Origin, Reader
+from megatron_ziya.checkpoint.distributed import Origin, Reader, Segment
 from megatron_ziya.config import Recipe
 
 
@@ -59,7 +59,7 @@ def test_steps_are_made_while_bytes_go_to_the_disk_and_change_nothing_of_them(tm
 def test_the_copy_is_of_the_moment_and_one_save_waits_for_the_other(tmp_path, monkeypatch):
     value, filled, original = torch.ones(300), threading.Event(), distributed.write_part
     monkeypatch.setattr(distributed, "write_part", lambda *given: filled.wait(60) and original(*given))
-    segment = distributed.whole("weight", "norm.weight", (300,))
+    segment = Segment.whole("weight", "norm.weight", (300,))
     saver, seen = Saver(tmp_path, 0), []
     a = dataclasses.replace(MODEL.architecture(), hidden_size=300, heads=3, kv_heads=3)
     assert saver.written()

@@ -155,7 +155,7 @@ class ModelType(enum.Enum):
     encoder_or_decoder = 1
 
 
-def megatron_folder(folder, model, a, tensor, stages, monkeypatch, interleaved=False, old_names=False):
+def megatron_folder(folder, model, a, tensor, stages, monkeypatch, interleaved=False, old_names=False, **changes):
     """A model of transformers as Megatron-LM's legacy format has it, head by head."""
     state, ours = model.state_dict(), names(a)
     get = lambda name: state[ours[name]]  # noqa: E731
@@ -175,6 +175,9 @@ def megatron_folder(folder, model, a, tensor, stages, monkeypatch, interleaved=F
         max_position_embeddings=a.max_positions, untie_embeddings_and_output_weights=True, params_dtype=torch.float32,
         model_type=ModelType.encoder_or_decoder,
     )  # fmt: skip
+
+    version = changes.pop("version", 3.0)
+    vars(options).update(changes)
 
     def shared(whole, rank, dim=0):
         return whole.chunk(tensor, dim)[rank].clone()
@@ -212,7 +215,12 @@ def megatron_folder(folder, model, a, tensor, stages, monkeypatch, interleaved=F
                 part["output_layer"] = {"weight": padded(get("head.weight"), rank)}
             name = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if stages > 1 else "")
             (folder / "iter_0000007" / name).mkdir(parents=True)
-            content = {"args": options, "checkpoint_version": 3.0, "iteration": 7, "model": {"language_model": part}}
+            content = {
+                "args": options,
+                "checkpoint_version": version,
+                "iteration": 7,
+                "model": {"language_model": part},
+            }
             with monkeypatch.context() as patch:  # pickled by the name that it has there
                 for name_of_module in ("megatron", "megatron.core", "megatron.core.enums"):
                     patch.setitem(sys.modules, name_of_module, types.ModuleType(name_of_module))
@@ -237,6 +245,26 @@ def test_legacy_megatron_gives_the_model_it_was_made_of(tmp_path, tensor, stages
         assert torch.equal(reader.read(name), state[ours[name]]), name
     expected = our_model(A, model, torch.float32).logits(TOKENS)
     assert torch.equal(load_model(tmp_path / "out", torch.device("cpu"), torch.float32).logits(TOKENS), expected)
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"position_embedding_type": "learned_absolute"}, "its args say position_embedding_type='learned_absolute', not"),
+    ({"rotary_percent": 0.25}, r"its args say rotary_percent=0\.25, not 1\.0"),
+    ({"add_bias_linear": True}, "its args say add_bias_linear=True, not False"),
+    ({"swiglu": False}, "its args do not say swiglu"),
+    ({"version": 1.0}, r"is of checkpoint_version 1\.0; from 2\.0 on they can be read"),
+])  # fmt: skip
+def test_another_model_of_megatrons_is_not_taken_for_a_llama(tmp_path, monkeypatch, changes, told):
+    source = megatron_folder(tmp_path / "megatron", transformers_model(A), A, 1, 1, monkeypatch, **changes)
+    with pytest.raises(ValueError, match=told):
+        convert.from_megatron(source, tmp_path / "out")
+
+
+def test_linear_scaling_of_positions_is_kept(tmp_path, monkeypatch):
+    scaled = {"rotary_seq_len_interpolation_factor": 4}
+    source = megatron_folder(tmp_path / "megatron", transformers_model(A), A, 1, 1, monkeypatch, **scaled)
+    convert.from_megatron(source, tmp_path / "out")
+    assert Reader(tmp_path / "out").architecture.rope_scaling == 4.0
 
 
 def test_what_is_no_legacy_megatron_llama_is_refused_in_a_line(tmp_path, monkeypatch):

@@ -159,6 +159,7 @@ def attention_case(
 
 
 def cases(target: str) -> Iterator[Case]:
+    """Every kernel, in every configuration that is shipped for a target."""
     for kind, size, documents in itertools.product(attention.TILES, attention.SIZES, (False, True)):
         yield attention_case(kind, size, attention.tile(kind, size, False, target), documents)
     for kind, heads, documents in itertools.product(attention.TILES, (32, 40), (False, True)):  # 7B's and 13B's
@@ -243,6 +244,7 @@ def search(targets: Sequence[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Compile all, and compare with budgets.json or write it. Returns 1 when a kernel is over its budget."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write budgets.json anew")
     parser.add_argument("--search", action="store_true", help="print attention tiles that do not spill")

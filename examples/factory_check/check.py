@@ -46,6 +46,7 @@ def histogram(some: list[Document]) -> Counter[int]:
 
 
 def thresholds(some: list[Document], language: str) -> None:
+    """First experiment: where the cuts lie, and what stands on each side of them."""
     cut = score.cuts(histogram(some), Score())
     assert cut is not None
     high, medium = (score.middle_of(place) for place in cut)
@@ -58,6 +59,7 @@ def thresholds(some: list[Document], language: str) -> None:
 
 
 def small_samples(some: list[Document], language: str) -> None:
+    """Second experiment: how far off the cuts of a small sample are."""
     whole = score.cuts(histogram(some), Score())
     assert whole is not None
     print(f"\n2. {language}: thresholds of a sample against those of all {len(some):,}, worst of {DRAWS} draws")
@@ -84,6 +86,7 @@ def outputs(folder: Path) -> dict[str, str]:
 
 
 def consistent(raw: Path, suffix: str, models: dict[str, str], folder: Path) -> bool:
+    """Third experiment: whether one process, two and array tasks write the same bytes."""
     names = [name for some in SOURCES.values() for name in some]
 
     def settings(name: str) -> recipe.Recipe:
@@ -111,6 +114,7 @@ def consistent(raw: Path, suffix: str, models: dict[str, str], folder: Path) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the three experiments. Returns 1 when the last one fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw", type=Path, default=Path("runs/demo/raw"), help="what examples/demo/corpus.py wrote")
     parser.add_argument("--documents", type=int, default=12_000, help="of each language at most (default 12,000)")

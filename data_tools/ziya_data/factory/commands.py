@@ -61,6 +61,7 @@ def part(given: str) -> tuple[int, int] | None:
 
 
 def train_scorer(argv: list[str]) -> int:
+    """Trains a language model and says how large it is."""
     arguments = parser(
         "train-scorer",
         "Train the n-gram model whose perplexity ranks documents.",
@@ -83,6 +84,7 @@ def train_scorer(argv: list[str]) -> int:
 
 
 def inspect(argv: list[str]) -> int:
+    """Prints dropped documents with their reasons."""
     arguments = parser(
         "inspect", "Show dropped documents and why.", "runs/demo/factory --dropped deduplicate.content --sample 3"
     )
@@ -105,6 +107,7 @@ def inspect(argv: list[str]) -> int:
 
 
 def explain(argv: list[str]) -> int:
+    """Prints what each part does to one document."""
     arguments = parser(
         "explain", "Walk one document through every part.", "runs/demo/factory web_html:gne/tests/sxmu/1.html"
     )
@@ -119,6 +122,7 @@ def explain(argv: list[str]) -> int:
 
 
 def tighten(argv: list[str]) -> int:
+    """Prints which thresholds to move, and writes the recipe with them moved if told to."""
     arguments = parser(
         "tighten", "After a failed gate: which thresholds to move, and what that would cost.", "runs/demo/factory"
     )

@@ -87,6 +87,7 @@ def flags(sample: list[Document], settings: Evaluate, models: dict[str, Language
 
 
 def flag(group: list[Document], language: str, settings: Evaluate, flagged: dict[str, list[str]]) -> None:
+    """Add the ids of `group`, documents of one language, to the metrics of Table 1 that find fault with them."""
     measured = pages([document.text for document in group], language)
     found = identify([document.text for document in group])
     values = [item.metadata["perplexity"] for item in group if "perplexity" in item.metadata]

@@ -45,6 +45,8 @@ def finish(
     total.seconds["evaluate"] += time.perf_counter() - begin
     gate = "passed" if verdict["passed"] else "FAILED: " + (", ".join(verdict["failed"]) or "nothing was kept")
     say(f"gate     {verdict['documents']:,} documents looked at: {gate}")
+    if verdict["failed"]:
+        say(f"         too many documents by these metrics (report.html); ziya factory tighten {out} says what to move")
     return {
         "recipe": plain(recipe),
         "stages": list(STAGES),
@@ -104,6 +106,7 @@ def new_count() -> dict[str, int]:
 
 
 def kept_record(document: Document, text: str) -> dict[str, Any]:
+    """A line of kept/: the document with its text as it is to be trained on."""
     return {
         "id": document.id,
         "text": text,

@@ -83,6 +83,7 @@ def find(recipe: recipes.Recipe, name: str) -> Document:
 
 
 def explain_score(out: Path, recipe: recipes.Recipe, source: recipes.Source, document: Document) -> Iterator[str]:
+    """Its perplexity beside the cuts of its source and language."""
     models = score.load_models(recipe.score)
     if "score" in source.skip or document.language not in models:
         yield "score        not scored"
@@ -97,6 +98,7 @@ def explain_score(out: Path, recipe: recipes.Recipe, source: recipes.Source, doc
 
 
 def explain_rules(recipe: recipes.Recipe, document: Document) -> Iterator[str]:
+    """What each rule measures, its threshold, and what it says; then what was struck out."""
     found = pages([document.text], document.language)
     for rule in DOCUMENT_RULES:
         limit = recipe.rules.limits[rule.name].get(document.language)

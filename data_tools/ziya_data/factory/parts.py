@@ -66,6 +66,7 @@ class Tally:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Tally":
+        """What `to_json` wrote."""
         tally = cls()
         for name in ("documents", "bytes", "reasons", "reason_bytes", "struck"):
             getattr(tally, name).update(record[name])
@@ -84,6 +85,7 @@ class Tally:
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents by the thousand or so, as the C++ side takes them."""
     batch: list[Document] = []
     characters = 0
     for document in documents:

@@ -239,6 +239,7 @@ def unmark(folder: Path, shards: list[Shard]) -> None:
 
 
 def progress(step: str, shard: Shard, tally: Tally, seconds: float, say: Say) -> None:
+    """A line for a shard that is done."""
     stage = {"prepare": "preprocess", "filter": "rules", "unique": "deduplicate"}[step]
     kept = {key: n for key, n in tally.documents.items() if key.startswith(stage)}
     size = sum(n for key, n in tally.bytes.items() if key.startswith(stage)) + tally.reason_bytes.total()

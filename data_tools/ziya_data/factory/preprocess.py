@@ -112,6 +112,7 @@ def preprocess(documents: list[Document], settings: Preprocess) -> list[str]:
 
 
 def finish(document: Document, language: str, confidence: float, settings: Preprocess) -> str:
+    """Set the document's language. Returns the reason to drop it, or ""."""
     if reason := unread(document):
         return reason
     if document.kind == "code":

@@ -88,27 +88,37 @@ def records(shard: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
     elif name.endswith(".txt"):
         yield str(shard), {"id": name, "text": decode(shard.read_bytes())}, ""
     elif name.endswith(".parquet"):
-        import pyarrow  # heavy, and only needed here
-        import pyarrow.parquet
-
-        rows = 0
-        try:
-            for batch in pyarrow.parquet.ParquetFile(shard).iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    rows += 1
-                    yield f"{shard} row {rows}", record, ""
-        except (pyarrow.ArrowException, EOFError) as error:
-            yield f"{shard} row {rows + 1}", {"text": ""}, f"{shard} is damaged from row {rows + 1} on: {error}"
+        yield from parquet_rows(shard)
     elif name.endswith(JSON_LINES):
         yield from json_lines(shard)
     elif name.endswith(warc.SUFFIXES):
-        for place, record, broken in warc.records(shard):
-            for key in ("html", "text"):
-                if isinstance(record.get(key), bytes):
-                    record[key] = decode(record[key], record.get("charset", ""))
-            yield place, record, broken
+        yield from archived(shard)
     else:
         raise ValueError(f"{shard} is of no kind that can be read; give {', '.join(FILES)} or .html")
+
+
+def parquet_rows(shard: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Rows of a parquet file; a damaged one ends in one broken record, not in a crash."""
+    import pyarrow  # heavy, and only needed here
+    import pyarrow.parquet
+
+    rows = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(shard).iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                rows += 1
+                yield f"{shard} row {rows}", record, ""
+    except (pyarrow.ArrowException, EOFError) as error:
+        yield f"{shard} row {rows + 1}", {"text": ""}, f"{shard} is damaged from row {rows + 1} on: {error}"
+
+
+def archived(shard: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Records of a WARC archive, their bytes decoded."""
+    for place, record, broken in warc.records(shard):
+        for key in record.keys() & {"html", "text"}:
+            if isinstance(record[key], bytes):
+                record[key] = decode(record[key], record.get("charset", ""))
+        yield place, record, broken
 
 
 def json_lines(shard: Path) -> Iterator[tuple[str, dict[str, Any], str]]:

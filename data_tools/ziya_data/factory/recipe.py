@@ -146,6 +146,7 @@ def load(path: Path) -> Recipe:
 
 
 def parse(table: dict[str, Any]) -> Recipe:
+    """A recipe from TOML's table. Raises ValueError for what is unknown, missing or out of bounds."""
     sections = {
         "run": Run,
         "preprocess": Preprocess,
@@ -221,6 +222,7 @@ def rule_limits(table: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 
 
 def check(recipe: Recipe) -> None:
+    """Raises ValueError for values that do not go together or are out of bounds."""
     names = [source.name for source in recipe.source]
     for source in recipe.source:
         if names.count(source.name) > 1:

@@ -97,6 +97,7 @@ def judge(out: Path, verdict: Path) -> dict[str, Any]:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
+    """What `judge` has found, for the terminal."""
     said = [f"{found['marked']:,} of {found['items']:,} items are marked, {found['unqualified']} unqualified"]
     said += [f"{flag:12} {n}" for flag, n in found["flags"].items()]
     for name, place in list(found["places"].items())[:10]:

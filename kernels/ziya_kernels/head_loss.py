@@ -77,13 +77,13 @@ class _HeadLoss(torch.autograd.Function):
         losses, d_hidden = chunked(
             hidden, weight, targets, seed, len(weight), share, gradient, lambda one: one, add if wanted else None
         )
-        ctx.gradients = d_hidden, None if d_weight is None else d_weight.to(weight.dtype)
+        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, seed: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight = ctx.gradients
-        return d_hidden * seed, d_weight * seed, None, None, None, None
+        # in place: the weight's gradient is as large as the weight. A second pass over a kept graph is then refused.
+        return *(gradient.mul_(seed) for gradient in ctx.saved_tensors), None, None, None, None
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, share: Share, share_gradient: ShareGradient) -> Tensor:

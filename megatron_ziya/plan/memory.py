@@ -131,6 +131,7 @@ class Sizes:
         self.rows, self.sequence, self.threads = d.micro_batch_size, d.sequence_length, recipe.run.threads
         dtype = TYPES[recipe.precision.weights]
         self.width = dtype.itemsize
+        self.fused_head = not self.cpu and recipe.precision.kernels != "torch"  # where Triton is there
         self.wide = max(4, self.width)
         self.narrow = self.width < self.wide
         self.tokens = self.rows * self.sequence
@@ -209,22 +210,24 @@ class Sizes:
         return elements * (self.width + (self.wide if self.cpu else 0)) if self.narrow else 0
 
     def head(self) -> int:
-        """Logits of a chunk of tokens with their FP32 copy and gradient, and the products made of them."""
+        """Logits of a chunk of tokens, their FP32 copy and gradient if they have one, and the products made of them."""
         tokens = min(CHUNK, self.tokens)
         chunk = tokens * self.vocabulary
-        logits = chunk * (self.width + self.wide + self.width if self.narrow else self.width)
+        copies = self.narrow and not self.fused_head
+        logits = chunk * (self.width + self.wide + self.width if copies else self.width)
         if self.tokens > CHUNK:  # the chunk before is dropped when the next one is there
-            logits += chunk * (self.wide if self.narrow else self.width)
+            logits += chunk * (self.wide if copies else self.width)
         gradient = max(tokens * self.a.hidden_size * self.width, self.product(self.vocabulary * self.a.hidden_size))
         return logits + gradient + self.between + (self.hidden if self.gathered else 0)
 
     def scores(self) -> int:
         """What a share of a spread head keeps from `S` to `T`."""
-        return self.tokens * self.vocabulary * self.wide + self.hidden
+        return self.tokens * self.vocabulary * (self.width if self.fused_head else self.wide) + self.hidden
 
     def spread(self) -> tuple[int, int]:
         """What `S` and `T` need at their fullest moment, above what is held before them."""
-        logits = self.tokens * self.vocabulary * self.width if self.narrow else 0
+        copies = self.narrow and not self.fused_head
+        logits = self.tokens * self.vocabulary * self.width if copies else 0
         product = self.product(self.vocabulary * self.a.hidden_size)
         return self.scores() + logits, logits + self.hidden + product
 

@@ -3,6 +3,8 @@
 A process of its own, because TRITON_INTERPRET must be set before Triton is first imported. It reads pickled requests
 from stdin and answers on stdout. Triton's interpreter holds bfloat16 as bare bits and is silently wrong with them;
 `repair_bfloat16` makes what our kernels do right (casts and products) and refuses everything else.
+`repair_numbers` gives a kernel a float as the FP32 value that a GPU would (the interpreter passes Python's own), and
+Liger's norms a root that the interpreter knows.
 """
 
 import os
@@ -17,9 +19,12 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from liger_kernel.ops import fused_add_rms_norm, rms_norm
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from ziya_kernels import select
+from ziya_kernels.benchmark import peers
 
 
 def float32_to_bfloat16(x: np.ndarray) -> np.ndarray:
@@ -74,6 +79,24 @@ def repair_bfloat16() -> None:
 
 
 @triton.jit
+def rsqrt(x):
+    return tl.math.rsqrt(x)
+
+
+def repair_numbers() -> None:
+    plain = interpreter._implicit_cvt
+
+    def convert(argument: Any) -> Any:
+        if isinstance(argument, float):
+            return tl.tensor(TensorHandle(np.array([argument], np.float32), tl.float32), tl.float32)
+        return plain(argument)
+
+    interpreter._implicit_cvt = convert
+    for module in (rms_norm, fused_add_rms_norm):  # libdevice's, which is code for a GPU
+        module.rsqrt = rsqrt
+
+
+@triton.jit
 def cast_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
     index = tl.arange(0, BLOCK)
     tl.store(y_ptr + index, tl.load(x_ptr + index).to(y_ptr.dtype.element_ty))
@@ -124,18 +147,26 @@ def model(dtype: torch.dtype, kernels: str) -> tuple[torch.Tensor, ...]:
 
 
 def answer(operator: str, arguments: tuple, grads: tuple) -> tuple[tuple, tuple, tuple]:
-    """-> (outputs, gradients of the arguments that require one, arguments after the call)."""
-    kernels = select("triton", torch.device("cpu"))
-    function = {"cast": cast, "dot": dot, "model": model}.get(operator) or getattr(kernels, operator)
+    """-> (outputs, gradients of the arguments that require one, arguments after the call). "liger NAME" is theirs."""
+    side = None
+    if operator.startswith("liger "):
+        side = peers.liger(operator.split()[1])
+        assert side is not None
+        function, arguments = side.function, side.prepare(*arguments)
+    else:
+        kernels = select("triton", torch.device("cpu"))
+        function = {"cast": cast, "dot": dot, "model": model}.get(operator) or getattr(kernels, operator)
     outputs = function(*arguments)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]
     gradients = torch.autograd.grad(outputs, leaves, grads) if grads else ()
+    gradients = tuple(side.gradients(gradients)) if side and grads else gradients
     return tuple(x if x is None else x.detach() for x in outputs), gradients, arguments
 
 
 def main() -> None:
     repair_bfloat16()
+    repair_numbers()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:

@@ -229,6 +229,32 @@ def test_error_at_most_twice_that_of_torch(
         assert beyond <= 0, f"tensor {index}: an error is {beyond:.3g} larger than the {allowed.max():.3g} allowed"
 
 
+LIGER = [
+    case for case in CASES
+    if case.name in ("rms_norm", "rms_norm_residual", "rotary", "swiglu", "cross_entropy", "head_loss")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", TYPES[:2], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("case", LIGER, ids=lambda case: case.name)
+def test_error_at_most_twice_that_of_liger(case: Case, dtype: torch.dtype, interpreted: Callable[..., Any]) -> None:
+    """Both in the interpreter, Liger called as the benchmark calls it on a GPU; no BF16, in which Liger's rotary does
+    arithmetic that the interpreter cannot do."""
+    inputs = arguments(case, dtype)
+    results = {}
+    for name in (case.operator, f"liger {case.operator}"):
+        grads = tuple(torch.ones_like(x) for x in interpreted(name, inputs)[0])
+        outputs, gradients, _ = interpreted(name, inputs, grads)
+        results[name] = [*outputs, *gradients]
+    ours, theirs = results.values()
+    truth = run(eager(case.operator), widened(inputs), grads)
+    rounding = torch.finfo(dtype).eps * max(x.abs().max() for x in truth)
+    for want, have, other in zip(truth, ours, theirs, strict=True):
+        error = (other - want).abs().max()
+        assert error <= 8 * rounding  # the same sum: a wrong call of Liger's would allow anything
+        assert (have - want).abs().max() <= 2 * error + rounding
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_twins_stay_in_fp64(case: Case) -> None:
     inputs = widened(arguments(case, torch.float32))

@@ -84,5 +84,9 @@ def test_a_head_of_several_chunks(tokens: int) -> None:
     torch.testing.assert_close(have, want, rtol=1e-12, atol=0)
     for a, b in zip(torch.autograd.grad(3 * have, mine), torch.autograd.grad(3 * want, leaves), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    kept = reference_loss.head_loss(*mine, targets)
+    torch.autograd.grad(kept, mine, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # never gradients scaled twice
+        torch.autograd.grad(kept, mine)
     with torch.no_grad():
         torch.testing.assert_close(reference_loss.head_loss(hidden, weight, targets), want, rtol=1e-12, atol=0)

@@ -53,7 +53,7 @@ def sides(kernel: str, ours: Kernels, compiled: bool) -> list[Side]:
         torch._functorch.config.donated_buffer = False  # the graph is kept and gone back through many times
         found.append(Side("compile", torch.compile(eager.function, dynamic=False), eager.prepare))
     if ours.device.type == "cuda":
-        found += [side for side in (_liger(operator), _flash(kernel), _apex(operator)) if side is not None]
+        found += [side for side in (liger(operator), _flash(kernel), _apex(operator)) if side is not None]
     return found
 
 
@@ -197,7 +197,8 @@ def _eager(operator: str) -> Side:
 # --- Others. Liger writes gradients over its inputs, and its loss computes them in the forward pass already.
 
 
-def _liger(operator: str) -> Side | None:
+def liger(operator: str) -> Side | None:
+    """Liger-Kernel's side of this operator; None where it has none or is not installed."""
     names = {
         "rms_norm": "rms_norm",
         "rms_norm_residual": "fused_add_rms_norm",

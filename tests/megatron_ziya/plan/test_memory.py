@@ -8,7 +8,7 @@ import pytest
 from ranks import run_ranks
 
 from megatron_ziya.config import Architecture, Data, Parallel, Precision, Recipe
-from megatron_ziya.plan.memory import of_stages
+from megatron_ziya.plan.memory import Sizes, of_stages
 
 sys.path.append(str(Path(__file__).resolve().parents[3] / "tools"))
 from measure_memory import LAYOUTS, compare, measure, recipe_of, within
@@ -38,6 +38,17 @@ def test_sequence_parallel_splits_what_tensor_parallel_does_not():
         of_stages(dataclasses.replace(recipe, parallel=Parallel(tensor=t)), a, t)[0].activations for t in (1, 8)
     )
     assert split == pytest.approx(whole / 8, rel=0.02)  # cos, sin and the head's gradient are whole on every rank
+
+
+def test_a_gpu_holds_no_fp32_logits():
+    """By hand: two chunks of BF16 logits, the product of the weight gradient, the hidden states; PyTorch's passes hold
+    the FP32 scores of two chunks, the logits and their gradient."""
+    recipe = Recipe(data=Data(global_batch_size=1))
+    chunk, product, hidden = 1024 * 39424, 39424 * 5120 * 2, 4096 * 5120 * 2
+    fused = Sizes(recipe, LLAMA2_13B, "cuda").head()
+    assert fused == 2 * 2 * chunk + product + hidden
+    plain = dataclasses.replace(recipe, precision=Precision(kernels="torch"))
+    assert Sizes(plain, LLAMA2_13B, "cuda").head() - fused == (2 + 4 + 2 + 4 - 2 * 2) * chunk
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,8 @@ def token_ids_of(tokenizer: Path) -> dict[str, int]:
 
 def say_tokenizer(folder: Path, rows: int) -> None:
     """Print how the tokenizer of `folder` fits an embedding of `rows`. Raises ValueError when it has more pieces."""
-    if not (folder / "tokenizer.model").is_file() or find_spec("sentencepiece") is None:
+    needed = ["sentencepiece"] if (folder / "tokenizer.model").is_file() else ["sentencepiece", "tokenizers"]
+    if not fingerprint(folder) or not all(map(find_spec, needed)):
         return
     from ziya_data.tokenizer import Tokenizer
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from megatron_ziya.config import Architecture
 from megatron_ziya.model.weights import shapes
 from megatron_ziya.strict import from_dict
+from ziya_data import tokenizer_json
 
 OUTER = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -193,9 +194,12 @@ def copy_files(source: Path, target: Path, patterns: tuple[str, ...] = CARRIED) 
 
 
 def fingerprint(folder: Path) -> str:
-    """What `Tokenizer.fingerprint` gives for the folder's tokenizer.model, its SHA-256; "" where there is none."""
+    """What `Tokenizer.fingerprint` gives for the folder's tokenizer.model or byte-level tokenizer.json; "" without.
+
+    Raises ValueError where tokenizer.json is not JSON.
+    """
     file = folder / "tokenizer.model"
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else tokenizer_json.fingerprint_of(folder)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

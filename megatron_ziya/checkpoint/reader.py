@@ -170,8 +170,8 @@ def check_tokenizer(model: "Reader | Path | str", tokenizer: str, whose: str = "
 def require_same_tokenizer(ours: str, model: Path, theirs: str, whose: str) -> None:
     """Raises ValueError when both fingerprints are known and differ."""
     if ours and theirs and ours != theirs:
-        carried = model / "huggingface" / "tokenizer.model"
-        where = f" ({carried})" if carried.is_file() else ""
+        carried = [model / "huggingface" / f"tokenizer.{kind}" for kind in ("model", "json")]
+        where = next((f" ({file})" for file in carried if file.is_file()), "")
         raise ValueError(
             f"{whose} has another tokenizer (SHA-256 {theirs[:12]}…) than the model {model} ({ours[:12]}…): equal ids "
             f"would stand for other text; use the model's own tokenizer{where}, or a model of that tokenizer"

@@ -159,7 +159,7 @@ def _open(options: argparse.Namespace) -> "tuple[Weights, Tokenizer, torch.devic
     weights = open_weights(options.model)
     inside = weights.path / "huggingface"
     folder = options.tokenizer or (inside if inside.is_dir() else weights.path)
-    if options.tokenizer is None and not (folder / "tokenizer.model").is_file():
+    if options.tokenizer is None and not any((folder / f"tokenizer.{kind}").is_file() for kind in ("model", "json")):
         raise FileNotFoundError(f"no tokenizer lies with the model {weights.path}; give --tokenizer FOLDER")
     tokenizer = Tokenizer.load(folder)
     require_same_tokenizer(weights.tokenizer, weights.path, tokenizer.fingerprint(), f"--tokenizer {folder}")

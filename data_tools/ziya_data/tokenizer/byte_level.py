@@ -6,7 +6,6 @@ other character that begins with the same two bytes: texts without a new charact
 them exactly as before.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ziya_data.tokenizer.model_file import write_file
 from ziya_data.tokenizer.tokenizer import Tokenizer, flat_arrays, json_path
+from ziya_data.tokenizer_json import fingerprint, parsed
 
 PART = "\ufffd"
 """What the decoder gives for bytes that are no whole character."""
@@ -34,7 +34,7 @@ class ByteLevelTokenizer(Tokenizer):
         """
         import tokenizers
 
-        check(content)
+        self._fingerprint = fingerprint(parsed(content))
         self._content, self._names = content, names
         self._tokenizer: Any = tokenizers.Tokenizer.from_str(content.decode())
         self._tokenizer.encode_special_tokens = True
@@ -87,10 +87,6 @@ class ByteLevelTokenizer(Tokenizer):
     def is_byte(self, token: int) -> bool:
         """Whether `token` spells a part of a character."""
         return PART in self._tokenizer.decode([token])
-
-    def fingerprint(self) -> str:
-        """SHA-256 of tokenizer.json, in hexadecimal."""
-        return hashlib.sha256(self._content).hexdigest()
 
 
 class ByteLevelVocabulary:
@@ -157,24 +153,6 @@ class ByteLevelVocabulary:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in (files | {"tokenizer.json": self._content}).items():
             write_file(out / name, content)
-
-
-def check(content: bytes) -> None:
-    """Raises ValueError where `content`, of a tokenizer.json, is no byte-level BPE that can be widened."""
-    try:
-        made = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"not JSON ({error}); give a tokenizer.json") from None
-    model = made.get("model") if isinstance(made, dict) else None
-    if not isinstance(model, dict) or model.get("type") != "BPE":
-        raise ValueError("it is no BPE tokenizer of the package tokenizers; only BPE can be used here")
-    outer = made.get("pre_tokenizer") or {}
-    steps = outer.get("pretokenizers", [outer])
-    levels = [step for step in steps if step.get("type") == "ByteLevel"]
-    if model.get("byte_fallback") or not levels:
-        raise ValueError("it is BPE of characters, not of bytes; give the tokenizer.model that it was made from")
-    if any(step.get("add_prefix_space") for step in levels):
-        raise ValueError("it puts a space before each part of a text (add_prefix_space); it cannot be used here")
 
 
 def special_names(folder: Path) -> dict[str, str]:

@@ -95,7 +95,7 @@ class Tokenizer:
         return self._processor.is_byte(token)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the model file, in hexadecimal."""
+        """SHA-256 of the model file, in hexadecimal; of byte-level BPE see `ziya_data.tokenizer_json`."""
         return self._fingerprint
 
     def _unknown(self, batch: Sequence[Sequence[int]]) -> ValueError:

@@ -3,17 +3,22 @@
 import json
 import shutil
 from argparse import ArgumentParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from models import save, small, train_tokenizer, transformers_model
 from ranks import run_ranks, run_recipe
+from tokenizers import Tokenizer as Theirs
+from tokenizers import decoders, pre_tokenizers
+from tokenizers import models as bpe
+from transformers import PreTrainedTokenizerFast
 
 from megatron_ziya.checkpoint import commands, convert
 from megatron_ziya.checkpoint.distributed import Reader, check_tokenizer, write_weights
 from megatron_ziya.checkpoint.format import write_manifest
-from megatron_ziya.checkpoint.huggingface import HuggingFaceFolder
+from megatron_ziya.checkpoint.huggingface import HuggingFaceFolder, fingerprint
 from megatron_ziya.config import Checkpoint, Data, Log, Model, Optimizer, Parallel, Recipe, Run, Source
 from megatron_ziya.evaluate import commands as evaluate
 from megatron_ziya.model.weights import shapes
@@ -94,6 +99,41 @@ def test_evaluation_takes_the_models_own_tokenizer_alone(checkpoint, source, tok
     (checkpoint / "huggingface/tokenizer.model").unlink()
     with pytest.raises(FileNotFoundError, match=r"no tokenizer lies with the model .*; give --tokenizer FOLDER"):
         evaluate.generate(["--model", str(checkpoint), "--prompt", "a"])
+
+
+def byte_level(folder: Path, extra: str) -> Path:
+    """A byte-level tokenizer.json of 256 bytes, one merge and one added token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merged = extra[0] * 2
+    made = Theirs(bpe.BPE({piece: n for n, piece in enumerate([*alphabet, merged])}, [(extra[0], extra[0])]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.add_tokens([extra])
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_byte_level_tokenizers_have_a_fingerprint_too(source, tmp_path, monkeypatch):
+    """It travels like SentencePiece's, and stays when transformers writes the file anew."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    own, other = byte_level(tmp_path / "own", "ab"), byte_level(tmp_path / "other", "ba")
+    model = tmp_path / "model"
+    shutil.copytree(source, model)
+    (model / "tokenizer.model").unlink()
+    shutil.copyfile(own / "tokenizer.json", model / "tokenizer.json")
+    convert.from_hf(model, tmp_path / "checkpoint", verify=False)
+    first, second = (Tokenizer.load(folder).fingerprint() for folder in (own, other))
+    assert Reader(tmp_path / "checkpoint").tokenizer == HuggingFaceFolder(model).tokenizer == first != second
+    with pytest.raises(ValueError, match=r"has another tokenizer .*tokenizer\.json"):
+        check_tokenizer(tmp_path / "checkpoint", second)
+    assert evaluate.generate(["--model", str(tmp_path / "checkpoint"), "--prompt", "a", "--tokens", "1"]) == 0
+    PreTrainedTokenizerFast(tokenizer_file=str(own / "tokenizer.json")).save_pretrained(tmp_path / "again")
+    assert fingerprint(tmp_path / "again") == first
+    (model / "tokenizer.json").write_text('{"model": {"type": "BPE", "byte_fallback": true}}')
+    assert HuggingFaceFolder(model).tokenizer == ""  # made from a tokenizer.model that is not there: unknown
+    (model / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not JSON"):
+        HuggingFaceFolder(model)
 
 
 @pytest.mark.parametrize("load", [True, False])

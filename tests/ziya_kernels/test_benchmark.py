@@ -50,6 +50,7 @@ def test_every_kernel_and_pass_in_every_file(tmp_path, capfd):
     text = files["markdown"].read_text()
     assert "This machine has no GPU: nothing below was measured. Predicted floor" in text
     assert printed.out.strip() in text
+    assert "\n`ziya benchmark kernels --shapes tiny --dtype fp32,bf16 --rounds 1 --csv " in text
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["k.csv", "k.markdown", "k.png"]
 
@@ -108,6 +109,7 @@ def test_a_gpu_tells_what_its_data_sheet_says(name, capability, figures, bandwid
 
 def test_a_cpu_is_measured(monkeypatch):
     monkeypatch.undo()
+    assert roof.processor()
     monkeypatch.setattr(roof, "_rate", lambda call, amount, device: (call(), amount)[1])
     found = roof.of_device(CPU, torch.float32)
     assert (found.bandwidth, found.peak) == (8.0 * 2**26, 2.0 * 768**3)

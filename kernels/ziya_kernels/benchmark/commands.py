@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -61,7 +62,11 @@ def kernels(arguments: Sequence[str]) -> int:
     if options.csv:
         table.write_csv(options.csv, rows)
     if options.markdown:
-        table.write_text(options.markdown, f"# Kernels: {title}\n\n{text}\n")
+        page = [f"# Kernels: {title}", f"`ziya benchmark kernels {shlex.join(arguments)}`", text]
+        if options.png:
+            place = os.path.relpath(options.png, options.markdown.parent)
+            page.append(f"![How many times as fast as eager, and the share of the roof, of each kernel]({place})")
+        table.write_text(options.markdown, "\n\n".join(page) + "\n")
     if options.png:
         table.draw(options.png, rows, title)
     return int(any(row.failure and row.side == "ours" for row in rows))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -38,6 +39,13 @@ DATA_SHEETS = (
 FLOPS_A_CLOCK = {(8, 0): (2048, 128), (8, 6): (512, 256), (8, 9): (512, 256), (9, 0): (4096, 256)}
 
 
+def processor() -> str:
+    """Its model, as Linux tells it; elsewhere "CPU"."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
 def of_device(device: torch.device, dtype: torch.dtype) -> Roof:
     """The roof of this machine: a GPU's from its own properties, a CPU's measured with a copy and a product.
 
@@ -46,9 +54,8 @@ def of_device(device: torch.device, dtype: torch.dtype) -> Roof:
     copy = measured_copy(device)
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        return Roof(
-            f"CPU, {threads} thread{'s' * (threads > 1)}", copy, measured_product(device, dtype), "measured", copy
-        )
+        name = f"{processor()}, {threads} thread{'s' * (threads > 1)}"
+        return Roof(name, copy, measured_product(device, dtype), "measured", copy)
     found = torch.cuda.get_device_properties(device)
     bandwidth = 2e3 * getattr(found, "memory_clock_rate", 0) * getattr(found, "memory_bus_width", 0) / 8  # from kHz
     products, plain = FLOPS_A_CLOCK.get((found.major, found.minor), (0, 0))

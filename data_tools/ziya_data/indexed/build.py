@@ -126,7 +126,7 @@ def build(
     note = Note(Path(f"{prefix}.build.json"), identity(files, told))
     report, progress = BuildReport(files=len(files)), Progress(f"index build {Path(prefix).name}")
     if tokenizer.slow_because:
-        progress.say(f"{tokenizer_path}: sentencepiece itself encodes, slowly: {tokenizer.slow_because}")
+        progress.say(f"{tokenizer_path}: encoded without gigatoken, slowly: {tokenizer.slow_because}")
     if not note.found:
         note.path.unlink(missing_ok=True)  # of another build: its files are about to be overwritten
     else:

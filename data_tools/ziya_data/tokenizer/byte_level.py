@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ziya_data.tokenizer.fast import fast_byte_level
 from ziya_data.tokenizer.model_file import write_file
 from ziya_data.tokenizer.tokenizer import Tokenizer, flat_arrays, json_path
 from ziya_data.tokenizer_json import fingerprint, parsed
@@ -34,16 +35,22 @@ class ByteLevelTokenizer(Tokenizer):
         """
         import tokenizers
 
-        self._fingerprint = fingerprint(parsed(content))
+        made = parsed(content)
+        self._fingerprint = fingerprint(made)
         self._content, self._names = content, names
         self._tokenizer: Any = tokenizers.Tokenizer.from_str(content.decode())
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.slow_because = ""
+        own = [self._tokenizer.decode([token]) for token in range(0, len(made["model"]["vocab"]), 97)]
+        added = [token["content"] for token in made["added_tokens"][:200]]
+        self._encoder, self.slow_because = fast_byte_level(made, self._slow, [*own, *added])
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self.bos_id, self.eos_id, pad = (self._id(names.get(name)) for name in ("bos", "eos", "pad"))
         self.pad_id = pad if pad >= 0 else max(self.eos_id, 0)
+
+    def _slow(self, text: bytes) -> NDArray[np.integer]:
+        return np.array(self._tokenizer.encode(text.decode(), add_special_tokens=False).ids, np.uint32)
 
     def _id(self, name: str | None) -> int:
         found = self._tokenizer.token_to_id(name) if name else None
@@ -67,6 +74,8 @@ class ByteLevelTokenizer(Tokenizer):
     def encode_arrays(
         self, texts: Sequence[bytes], end: int = -1, threads: int = 1
     ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        if self._encoder is not None:
+            return self._encoder.encode_all(texts, end)
         strings = [text.decode() for text in texts]
         # the package has no count of threads: it takes all cores for a batch, one for a single text
         parts = [[string] for string in strings] if threads == 1 else [strings]

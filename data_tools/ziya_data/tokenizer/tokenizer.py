@@ -15,7 +15,7 @@ from ziya_data.tokenizer.model_file import model_path
 class Tokenizer:
     """A SentencePiece model. Ids carry no bos and no eos; control tokens written out in a text (`</s>`) stay text.
 
-    `slow_because`: "" where the fast encoder is used (see fast.py), or why sentencepiece encodes itself.
+    `slow_because`: "" where the fast encoder is used (see fast.py), or why the slow library encodes.
     """
 
     def __init__(self, model: bytes) -> None:

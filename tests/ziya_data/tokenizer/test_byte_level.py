@@ -112,6 +112,56 @@ def test_transformers_gives_equal_ids(wide: Path, lines: list[str], monkeypatch:
     assert ours.pad_id == ours.eos_id == 1
 
 
+def changed(folder: Path, out: Path, change: Callable[[Any], None]) -> Path:
+    made = json.loads((folder / "tokenizer.json").read_text())
+    change(made)
+    out.mkdir(exist_ok=True)
+    (out / "tokenizer.json").write_text(json.dumps(made))
+    return out
+
+
+def as_gpt2(made: Any) -> None:
+    made["pre_tokenizer"] = made["pre_tokenizer"]["pretokenizers"][1]
+
+
+def without_two_bytes(made: Any) -> None:
+    as_gpt2(made)
+    kept = sorted((token, sign) for sign, token in made["model"]["vocab"].items() if sign not in "\u0100\u0104")
+    made["model"]["vocab"] = {sign: n for n, (_, sign) in enumerate(kept)}  # the bytes 0 and 4, and no gaps
+    for token in made["added_tokens"]:
+        token["id"] -= 0 if token["special"] else 2
+
+
+@pytest.mark.parametrize("change", [as_gpt2, without_two_bytes])
+def test_the_fast_encoder_gives_the_ids_of_the_package(
+    change: Callable[[Any], None], wide: Path, lines: list[str], tmp_path: Path
+) -> None:
+    """Also where the vocabulary lacks bytes, as SmolLM2's does: the package leaves them out."""
+    ours = Tokenizer.load(changed(wide, tmp_path, change))
+    theirs = of_package(tmp_path)
+    assert ours.slow_because == ""
+    odd = ["", "\x04", "a\x04谢\x00", "<|im_end|>\x04", "谢<|im_start|>", " 谢谢  \n\n\t", "\r\n", "'s'T", "  12345 "]
+    for text in (*odd, *lines):
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
+    assert ours.encode_batch([*odd, *lines]) == [ours.encode(text) for text in (*odd, *lines)]
+
+
+def normalized(made: Any) -> None:
+    made["normalizer"] = {"type": "NFC"}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [(normalized, "it rewrites its text"), (lambda made: None, "gigatoken cannot read it: Unsupported pre_tokenizer")],
+)
+def test_what_gigatoken_cannot_stays_with_the_package(
+    change: Callable[[Any], None], why: str, plain: Path, tmp_path: Path
+) -> None:
+    ours = Tokenizer.load(changed(plain, tmp_path, change))
+    assert ours.slow_because.startswith(why)
+    assert ours.encode("e\u0301 12") == of_package(tmp_path).encode("e\u0301 12").ids
+
+
 def test_control_tokens_that_are_written_out_stay_text(wide: Path) -> None:
     tokenizer = Tokenizer.load(wide)
     for text in ("<|im_end|>", "谢<|im_start|>谢"):
@@ -188,9 +238,7 @@ def word_piece(made: Any) -> None:
     ],
 )
 def test_other_kinds_are_refused(plain: Path, tmp_path: Path, change: Callable[[Any], None], message: str) -> None:
-    made = json.loads((plain / "tokenizer.json").read_text())
-    change(made)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    changed(plain, tmp_path, change)
     for act in (Tokenizer.load, lambda path: expand(path, tmp_path / "out", characters="谢")):
         with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}"):
             act(tmp_path)

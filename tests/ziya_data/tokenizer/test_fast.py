@@ -216,7 +216,7 @@ def test_a_difference_at_load_is_said_once_and_sentencepiece_encodes(
     load_tokenizer.cache_clear()
     told = [line for line in capsys.readouterr().err.splitlines() if "slowly" in line]
     assert len(told) == 1
-    assert "sentencepiece itself encodes, slowly: gigatoken differs from sentencepiece on" in told[0]
+    assert "encoded without gigatoken, slowly: gigatoken differs from sentencepiece on" in told[0]
     assert (tmp_path / "fallen.bin").read_bytes() == (tmp_path / "right.bin").read_bytes()
 
 

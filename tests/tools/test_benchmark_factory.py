@@ -60,7 +60,18 @@ def test_the_page_has_every_table(
     (tmp_path / "fr.jsonl").write_text("".join(json.dumps({"text": f"{french} {i}"}) + "\n" for i in range(20)))
     named = [f"{language}={tmp_path}/{language}" for language in ("zh", "en")]
     arguments = ["--text", *(f"{name}.jsonl" for name in named), "--scorer", *(f"{name}.txt" for name in named)]
-    arguments += ["--foreign", f"{tmp_path}/fr.jsonl", "--each", "8", "--rounds", "1", "--pages-at-scale", "5000"]
+    arguments += [
+        "--foreign",
+        f"{tmp_path}/fr.jsonl",
+        "--each",
+        "8",
+        "--rounds",
+        "1",
+        "--pages-at-scale",
+        "5000",
+        "--copies",
+        "2",
+    ]
     arguments += ["--markdown", f"{tmp_path}/page.md", "--plot", f"{tmp_path}/curve.png"]
     assert load("benchmark_factory").main(arguments) == 0
     page = (tmp_path / "page.md").read_text()
@@ -71,6 +82,7 @@ def test_the_page_has_every_table(
         "likeness alone, minhash",
         "all five parts, files to files",
         "score: perplexity",
+        "all five parts, two processes, the same",
     ):
         assert f"{job} | " in page, job
     assert "| other language | 16 of neither | | 1.0000 | |" in page

@@ -4,12 +4,13 @@ preprocess.py (with language.py)    1. encoding, language, Traditional to Simpli
 score.py                            2. perplexity by an n-gram model; rank within language and source
 rules.py (rules_document.py, rules_text.py, words.py, lists/)   3. rules on documents, paragraphs, sentences
 decontaminate.py                    and no quotation of a benchmark
-deduplicate.py                      4. address, content, likeness; the index is kept
+deduplicate.py (fingerprints.py)    4. address, content, likeness; the index is kept
 evaluate.py                         5. the gate of Table 1; sheet.py: the same by hand; tighten.py: when it fails
 recipe.py    every knob             read.py, warc.py  raw files to `Document`s   storage.py   files of documents
-parts.py     the parts on a shard   pipeline.py       the run, resumable         keys.py      what is done already
-report.py    pictures.py: the page  look.py           inspect and explain        commands.py  the command line
-finish.py    formats.py, outputs    estimate.py       hours for N terabytes
+parts.py     the parts on a shard   steps.py          a step on all shards       keys.py      what is done already
+pipeline.py  the run, resumable     resolve.py        who stays, in order        tally.py     what was counted
+finish.py    formats.py, outputs    report.py         pictures.py: the page      estimate.py  hours for N terabytes
+commands.py  the command line       look.py           inspect and explain
 output.py    what may be overwritten: only what an earlier run wrote
 The inner loops are C++: ../../csrc/factory*.{cpp,h}, module `ziya_data._factory`.
 """

@@ -1,36 +1,20 @@
 """Part 4: pages seen before, by address, by content, by likeness. The index is kept, seen/: new data meets old data."""
 
 import os
-import re
 import shutil
 import tempfile
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ziya_data._factory import Bloom, NearIndex, content_hash, signatures, text_hash
+from ziya_data._factory import Bloom, NearIndex
 from ziya_data.document import Document
+from ziya_data.factory.fingerprints import Prints, fingerprints
 from ziya_data.factory.recipe import Deduplicate
-
-TRACKING = re.compile(
-    r"^(utm_\w+|gclid|fbclid|spm|scm|from|ref|referrer|share_\w+|session_?id|phpsessid|jsessionid)$", re.I
-)
-DEFAULT_PORT = {"http": ":80", "https": ":443"}
-
-
-def canonical(url: str) -> str:
-    """One spelling for the addresses of one page: no scheme, `www.`, default port, fragment, tracking or last slash."""
-    try:
-        parts = urlsplit(url.strip())
-    except ValueError:  # such as an unclosed [ in the host: then the address is compared as it is
-        return url.strip()
-    host = parts.netloc.lower().rpartition("@")[2].removesuffix(DEFAULT_PORT.get(parts.scheme.lower(), ":80"))
-    query = sorted((name, value) for name, value in parse_qsl(parts.query, True) if not TRACKING.match(name))
-    return host.removeprefix("www.") + parts.path.rstrip("/") + ("?" + urlencode(query) if query else "")
 
 
 class Names:
@@ -104,53 +88,54 @@ class Index:
         self.ids.save(folder / "ids.txt")
 
 
-def deduplicate(
-    documents: list[Document], index: Index, old: list[Index], settings: Deduplicate, near: bool = True
-) -> list[str]:
-    """Checks a batch against the index and the older ones and adds what is new to `index`; one reason a document.
+Verdicts = dict[int, tuple[str, str]]
+"""Position of a document that goes -> (reason, why)."""
+
+
+def resolve(
+    prints: Prints, ids: list[str], index: Index, old: list[Index], settings: Deduplicate, near: bool = True
+) -> Verdicts:
+    """Checks documents in order against the index and the older ones and adds what is new to `index`.
 
     Cheap to dear: the address, then the content with everything but letters folded away, then likeness (with `near`).
     """
-    reasons = [""] * len(documents)
-    with_url = [i for i, document in enumerate(documents) if document.url]
-    if with_url:
-        keys = text_hash([canonical(documents[i].url) for i in with_url])
-        seen = np.logical_or.reduce([index.urls.test_and_add(keys), *(other.urls.test(keys) for other in old)])
-        mark(documents, reasons, with_url, seen, "deduplicate.url", "its address was seen before")
-    left = [i for i, reason in enumerate(reasons) if not reason]
-    if left:
-        keys = content_hash([documents[i].text for i in left])
-        seen = np.logical_or.reduce([index.contents.test_and_add(keys), *(other.contents.test(keys) for other in old)])
-        mark(documents, reasons, left, seen, "deduplicate.content", "its content was seen before")
-    if near:
-        mark_near(documents, reasons, index, old, settings)
-    return reasons
+    verdicts: Verdicts = {}
+    left = np.arange(len(prints))
+    for name, what in (("url", "address"), ("content", "content")):
+        asked = left[prints["has_url"][left]] if name == "url" else left
+        keys = prints[name][asked]
+        seen = np.logical_or.reduce(
+            [getattr(index, name + "s").test_and_add(keys), *(getattr(other, name + "s").test(keys) for other in old)]
+        )
+        verdicts |= dict.fromkeys(asked[seen].tolist(), (f"deduplicate.{name}", f"its {what} was seen before"))
+        left = np.setdiff1d(left, asked[seen], assume_unique=True)
+    return verdicts | near_ones(prints, left, ids, index, old, settings) if near else verdicts
 
 
-def mark_near(
-    documents: list[Document], reasons: list[str], index: Index, old: list[Index], settings: Deduplicate
-) -> None:
+def near_ones(
+    prints: Prints, places: NDArray[np.int64], ids: list[str], index: Index, old: list[Index], settings: Deduplicate
+) -> Verdicts:
     """The older indexes first; what is new to them too is looked for in `index`, or added to it, one by one."""
-    places = np.array([i for i, reason in enumerate(reasons) if not reason], np.int64)
-    rows = signatures([documents[i].text for i in places], settings.method)
-    long = rows[:, -1] >= settings.shortest
-    places, rows = places[long], rows[long]
+    verdicts: Verdicts = {}
+    places = places[prints["page"][places, -1] >= settings.shortest]
+    rows = prints["page"][places]
     for other in (*old, index):
         search = other.near.find_or_add if other is index else other.near.find
         pages, bits, alike = search(rows, settings.distance, settings.jaccard)
         found = pages >= 0
         if other is index:
-            index.ids.extend(documents[i].id for i in places[~found])
-        for i, page, apart, j in zip(places[found], pages[found], bits[found], alike[found], strict=True):
-            reasons[i] = "deduplicate.near"
+            index.ids.extend(ids[i] for i in places[~found].tolist())
+        for i, page, apart, j in zip(places[found].tolist(), pages[found], bits[found], alike[found], strict=True):
             bit_count = f"{apart} of 128 bits and " if settings.method == "simhash" else ""
-            documents[i].metadata["why"] = f"{bit_count}Jaccard {j:.2f} from {other.ids[int(page)]}"
+            verdicts[i] = "deduplicate.near", f"{bit_count}Jaccard {j:.2f} from {other.ids[int(page)]}"
         places, rows = places[~found], rows[~found]
+    return verdicts
 
 
-def mark(
-    documents: list[Document], reasons: list[str], places: list[int], seen: np.ndarray, reason: str, why: str
-) -> None:
-    for place in np.asarray(places)[seen].tolist():
-        reasons[place] = reason
-        documents[place].metadata["why"] = why
+def deduplicate(documents: list[Document], index: Index, old: list[Index], settings: Deduplicate) -> list[str]:
+    """The same for documents in memory: one reason each, "" when it stays; the why goes into their metadata."""
+    prints, ids = fingerprints(documents, settings.method), [document.id for document in documents]
+    reasons = [""] * len(documents)
+    for i, (reason, why) in resolve(prints, ids, index, old, settings).items():
+        reasons[i], documents[i].metadata["why"] = reason, why
+    return reasons

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-ONE_PROCESS = ("deduplicate", "collect", "evaluate")
+ONE_PROCESS = ("resolve", "collect", "evaluate")
 """Parts that one process does for all shards; the others run a process a core."""
 CORES = (1, 16, 64, 256)
 ZIYA2_HOUR = 15e9

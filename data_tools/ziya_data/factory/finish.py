@@ -1,11 +1,8 @@
 """The end of a run: the gate, the final format, kept / heldout / dropped in place, the report's numbers."""
 
-import heapq
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +13,10 @@ from ziya_data._factory import LanguageModel
 from ziya_data.document import Document
 from ziya_data.factory import output, score, storage
 from ziya_data.factory.evaluate import chosen, evaluate
-from ziya_data.factory.formats import written
-from ziya_data.factory.parts import STAGES, Bounds, Shard, Tally
+from ziya_data.factory.parts import STAGES, Bounds
 from ziya_data.factory.recipe import Recipe
+from ziya_data.factory.resolve import Resolved
+from ziya_data.factory.tally import Shard, Tally
 
 ZIYA2 = (100.0, 85.34, 54.40, 34.67)
 """Per cent left of Ziya2's corpus: raw, after preprocessing, after score and rules, after de-duplication (Fig. 2)."""
@@ -33,15 +31,16 @@ def finish(
     total: Tally,
     by_source: dict[str, Tally],
     bounds: dict[str, Bounds],
+    resolved: Resolved,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Writes kept/, heldout/ and dropped/ and returns the report without its times and pictures."""
     begin = time.perf_counter()
-    written_counts = write_kept(recipe, shards, work, out)
-    write_dropped(shards, work, out)
+    sample = read_sample(recipe, shards, work, resolved.wanted)
+    collect(recipe, shards, work, out)
     total.seconds["collect"] += time.perf_counter() - begin
     begin = time.perf_counter()
-    verdict = evaluate(draw_sample(recipe, shards, work, total), recipe.evaluate, models)
+    verdict = evaluate(sample, recipe.evaluate, models)
     total.seconds["evaluate"] += time.perf_counter() - begin
     gate = "passed" if verdict["passed"] else "FAILED: " + (", ".join(verdict["failed"]) or "nothing was kept")
     say(f"gate     {verdict['documents']:,} documents looked at: {gate}")
@@ -53,95 +52,54 @@ def finish(
         "ziya2": list(ZIYA2),
         "totals": stage_totals(total),
         "funnel": funnel(by_source),
-        "kept": written_counts["kept"],
-        "heldout": written_counts["heldout"],
+        "kept": written_counts(total, "kept"),
+        "heldout": written_counts(total, "heldout"),
         "reasons": {
             reason: {"documents": n, "bytes": total.reason_bytes[reason]} for reason, n in total.reasons.most_common()
         },
         "struck": dict(total.struck.most_common()),
         "score": scores(by_source, bounds),
         "samples": total.samples,
-        "drop_samples": drop_samples(shards, out, total),
+        "drop_samples": drop_samples(total),
         "evaluate": verdict,
+        "pages_in_index": resolved.pages,
         "seconds": {part: round(seconds, 2) for part, seconds in total.seconds.items()},
     }
 
 
-def unique_documents(shard: Shard, work: Path) -> Iterator[Document]:
-    """What came out of the last part, in order."""
-    return map(storage.from_record, storage.read_lines(work / "unique" / f"{shard.name}.jsonl.zst"))
+def collect(recipe: Recipe, shards: list[Shard], work: Path, out: Path) -> None:
+    """kept/<shard>.jsonl.zst, dropped/<shard>.jsonl.zst, heldout/<language>.jsonl, of what the shards left.
+
+    Files are moved: a run that is killed here finds them gone and writes those shards again.
+    """
+    written = work / "write"
+    with storage.replacing_folder(out / "heldout") as folder:
+        for language in recipe.preprocess.languages:
+            name = f"{language}.jsonl"
+            storage.join((written / f"{shard.name}.{name}" for shard in shards), folder / name)
+    for place, suffix in (("kept", ".jsonl.zst"), ("dropped", ".drops.jsonl.zst")):
+        with storage.replacing_folder(out / place) as folder:
+            for shard in shards:
+                (written / (shard.name + suffix)).replace(folder / f"{shard.name}.jsonl.zst")
 
 
-Counts = dict[str, dict[str, int]]
+def read_sample(recipe: Recipe, shards: list[Shard], work: Path, wanted: int) -> list[Document]:
+    """The documents that the gate looks at, in the order in which they were drawn, whichever shard they lie in."""
+    found = [
+        storage.from_record(record)
+        for shard in shards
+        for record in storage.read_lines(work / "write" / f"{shard.name}.sample.jsonl.zst")
+    ]
+    return sorted(found, key=lambda item: (chosen(item.id, recipe.run.seed, "evaluate"), item.id))[:wanted]
 
 
-def write_kept(recipe: Recipe, shards: list[Shard], work: Path, out: Path) -> dict[str, Counts]:
-    """kept/<shard>.jsonl.zst and heldout/<language>.jsonl; their counts, by source and by language."""
-    counts: dict[str, Counts] = {"kept": {}, "heldout": {}}
-    with ExitStack() as stack:
-        kept, heldout = (stack.enter_context(storage.replacing_folder(out / name)) for name in ("kept", "heldout"))
-        held = {
-            language: stack.enter_context(storage.lines_out(heldout / f"{language}.jsonl"))
-            for language in recipe.preprocess.languages
-        }
-        for shard in shards:
-            with storage.lines_out(kept / f"{shard.name}.jsonl.zst") as file:
-                for document in unique_documents(shard, work):
-                    apart = (
-                        document.kind == "text"
-                        and document.language in held
-                        and chosen(document.id, recipe.run.seed, "holdout") < recipe.run.holdout
-                    )
-                    text = written(document)
-                    where = counts["heldout" if apart else "kept"]
-                    count = where.setdefault(document.language if apart else shard.source.name, new_count())
-                    count["documents"] += 1
-                    count["bytes"] += len(text.encode("utf-8"))
-                    storage.write_line(held[document.language] if apart else file, kept_record(document, text))
-    return counts
-
-
-def new_count() -> dict[str, int]:
-    return {"documents": 0, "bytes": 0}
-
-
-def kept_record(document: Document, text: str) -> dict[str, Any]:
-    """A line of kept/: the document with its text as it is to be trained on."""
+def written_counts(tally: Tally, place: str) -> dict[str, dict[str, int]]:
+    """Source (of kept) or language (of heldout) -> documents and bytes."""
     return {
-        "id": document.id,
-        "text": text,
-        "url": document.url,
-        "source": document.source,
-        "language": document.language,
-        "kind": document.kind,
-        "quality": document.metadata.get("quality", ""),
+        key.partition("/")[2]: {"documents": n, "bytes": tally.written_bytes[key]}
+        for key, n in tally.written.items()
+        if key.startswith(place + "/")
     }
-
-
-def write_dropped(shards: list[Shard], work: Path, out: Path) -> None:
-    """dropped/<shard>.jsonl.zst: the drops of all steps, in the order of the parts, a zstd frame each."""
-    with storage.replacing_folder(out / "dropped") as folder:
-        for shard in shards:
-            with (folder / f"{shard.name}.jsonl.zst").open("wb") as file:
-                for step in ("prepare", "filter", "unique"):
-                    with (work / step / f"{shard.name}.dropped.jsonl.zst").open("rb") as part:
-                        shutil.copyfileobj(part, file)
-
-
-def draw_sample(recipe: Recipe, shards: list[Shard], work: Path, total: Tally) -> list[Document]:
-    """A random share of the kept prose, by hash of the id, whichever shard it lies in."""
-    prose = [shard for shard in shards if shard.source.kind == "text"]
-    count = sum(n for key, n in total.documents.items() if key.startswith("deduplicate/"))
-    wanted = max(recipe.evaluate.share * count, recipe.evaluate.at_least)
-
-    def numbered() -> Iterator[tuple[float, str, Document]]:
-        for shard in prose:
-            for document in unique_documents(shard, work):
-                if document.kind == "text":
-                    yield chosen(document.id, recipe.run.seed, "evaluate"), document.id, document
-
-    best = heapq.nsmallest(int(wanted), numbered(), key=lambda item: item[:2])
-    return [document for _, _, document in best]
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
@@ -208,20 +166,9 @@ def scores(by_source: dict[str, Tally], bounds: dict[str, Bounds]) -> list[dict[
     return rows
 
 
-def drop_samples(
-    shards: list[Shard], out: Path, total: Tally, each: int = 3, reasons: int = 12
-) -> list[dict[str, Any]]:
+def drop_samples(total: Tally, reasons: int = 12) -> list[dict[str, Any]]:
     """The first few drops of the commonest reasons, for the report."""
-    wanted = {reason: each for reason, _ in total.reasons.most_common(reasons)}
-    found = []
-    for shard in shards:
-        for record in storage.read_lines(out / "dropped" / f"{shard.name}.jsonl.zst"):
-            if wanted.get(record["reason"], 0) > 0:
-                wanted[record["reason"]] -= 1
-                found.append({**record, "text": record["text"][:300]})
-        if not any(wanted.values()):
-            break
-    return sorted(found, key=lambda record: list(wanted).index(record["reason"]))
+    return [record for reason, _ in total.reasons.most_common(reasons) for record in total.drops[reason]]
 
 
 def publish(recipe: Recipe, report: dict[str, Any], out: Path) -> None:

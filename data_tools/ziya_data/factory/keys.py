@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ziya_data.factory.parts import Shard
 from ziya_data.factory.recipe import Recipe
+from ziya_data.factory.tally import Shard
 
 
 def step_keys(recipe: Recipe, shards: list[Shard]) -> dict[str, list[str]]:
@@ -24,11 +24,21 @@ def step_keys(recipe: Recipe, shards: list[Shard]) -> dict[str, list[str]]:
     }
     benchmarks = [identity(Path(name)) for name in recipe.decontaminate.files]
     settings = (asdict(recipe.score), asdict(recipe.rules), asdict(recipe.decontaminate), benchmarks)
-    filtered = [digest(key, together[shard.source.name], settings) for shard, key in zip(shards, prepared, strict=True)]
+    prints = (recipe.deduplicate.method, recipe.run.seed)
+    filtered = [
+        digest(key, together[shard.source.name], settings, prints) for shard, key in zip(shards, prepared, strict=True)
+    ]
     against = [identity(Path(folder) / "near.index") for folder in recipe.deduplicate.against]
-    unique = [digest(filtered, i, asdict(recipe.deduplicate), against) for i in range(len(shards))]
-    finished = digest(unique, asdict(recipe.run), asdict(recipe.evaluate), code)
-    return {"prepare": prepared, "filter": filtered, "unique": unique, "finish": [finished]}
+    resolved = digest(filtered, asdict(recipe.deduplicate), against, asdict(recipe.evaluate))
+    written = [digest(resolved, i, asdict(recipe.run)) for i in range(len(shards))]
+    finished = digest(written, code)
+    return {
+        "prepare": prepared,
+        "filter": filtered,
+        "resolve": [resolved],
+        "write": written,
+        "finish": [finished],
+    }
 
 
 def identity(path: Path) -> list[Any]:

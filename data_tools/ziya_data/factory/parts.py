@@ -1,22 +1,27 @@
-"""The parts applied to one shard: what run.py starts in processes. Every step leaves documents, drops and a tally."""
+"""The parts applied to one shard: what pipeline.py starts in processes. Every step leaves files and a tally.
+
+prepare       read, preprocess, measure perplexity
+filter_shard  cut by perplexity, rules, benchmarks; fingerprints of what stays
+write_shard   what de-duplication decided by the fingerprints, carried out: the files that the user gets
+"""
 
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from ziya_data._factory import LanguageModel
 from ziya_data.document import Document
-from ziya_data.factory import score, storage
+from ziya_data.factory import fingerprints, score, storage
 from ziya_data.factory.decontaminate import decontaminate
-from ziya_data.factory.deduplicate import Index, deduplicate
+from ziya_data.factory.evaluate import chosen
+from ziya_data.factory.formats import written
 from ziya_data.factory.preprocess import preprocess, unread
 from ziya_data.factory.read import read
-from ziya_data.factory.recipe import Recipe, Source
+from ziya_data.factory.recipe import Recipe
 from ziya_data.factory.rules import apply_rules
+from ziya_data.factory.tally import Shard, Tally
 
 BATCH = 512
 """Documents handed to C++ at once,"""
@@ -25,63 +30,6 @@ BATCH_CHARACTERS = 4_000_000
 STAGES = ("raw", "preprocess", "score", "rules", "deduplicate")
 SAMPLES = 3
 """Before/after samples a shard for the report."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    source: Source
-    path: Path
-    number: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.source.name}-{self.number:05d}"
-
-
-@dataclass
-class Tally:
-    """Counts of one step on one shard; becomes the shard's completion marker."""
-
-    documents: Counter[str] = field(default_factory=Counter)
-    """`stage/language` -> documents that came out of that stage; bytes likewise, of UTF-8 text as read."""
-    bytes: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    reason_bytes: Counter[str] = field(default_factory=Counter)
-    struck: Counter[str] = field(default_factory=Counter)
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    histograms: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
-    samples: list[dict[str, str]] = field(default_factory=list)
-
-    def count(self, stage: str, document: Document, size: int) -> None:
-        key = f"{stage}/{document.language or '-'}"
-        self.documents[key] += 1
-        self.bytes[key] += size
-
-    def drop(self, document: Document, reason: str, size: int) -> None:
-        self.reasons[reason] += 1
-        self.reason_bytes[reason] += size
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> "Tally":
-        """What `to_json` wrote."""
-        tally = cls()
-        for name in ("documents", "bytes", "reasons", "reason_bytes", "struck"):
-            getattr(tally, name).update(record[name])
-        tally.seconds.update(record["seconds"])
-        tally.samples.extend(record["samples"])
-        for language, histogram in record["histograms"].items():
-            tally.histograms[language].update({int(place): n for place, n in histogram.items()})
-        return tally
-
-    def add(self, other: "Tally") -> None:
-        for name in ("documents", "bytes", "reasons", "reason_bytes", "struck"):
-            getattr(self, name).update(getattr(other, name))
-        for part, seconds in other.seconds.items():
-            self.seconds[part] += seconds
-        self.samples.extend(other.samples)
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -110,26 +58,27 @@ class Output:
         stay = []
         for document, reason in zip(documents, reasons, strict=True):
             if reason:
-                storage.write_line(self.dropped, storage.dropped_record(document, reason))
-                tally.drop(document, reason, document.metadata["size"])
+                record = storage.dropped_record(document, reason)
+                storage.write_line(self.dropped, record)
+                tally.drop(record, document.metadata["size"])
             else:
                 stay.append(document)
         return stay
 
-    def keep(self, documents: list[Document], tally: Tally, name: str = "storage") -> None:
+    def keep(self, documents: list[Document], tally: Tally) -> None:
         begin = time.perf_counter()
         for document in documents:
             storage.write_line(self.kept, storage.to_record(document))
-        tally.seconds[name] += time.perf_counter() - begin
+        tally.seconds["storage"] += time.perf_counter() - begin
 
 
-def stored(folder: Path, shard: Shard, tally: Tally, name: str = "storage") -> Iterator[list[Document]]:
+def stored(folder: Path, shard: Shard, tally: Tally) -> Iterator[list[Document]]:
     """Batches of what the step before left."""
     found = batches(map(storage.from_record, storage.read_lines(folder / f"{shard.name}.jsonl.zst")))
     while True:
         begin = time.perf_counter()
         batch = next(found, None)
-        tally.seconds[name] += time.perf_counter() - begin
+        tally.seconds["storage"] += time.perf_counter() - begin
         if batch is None:
             return
         yield batch
@@ -179,6 +128,7 @@ def filter_shard(shard: Shard, recipe: Recipe, bounds: Bounds, before: Path, fol
     tally = Tally()
     with ExitStack() as stack:
         output = Output(stack, folder, shard)
+        prints = stack.enter_context(fingerprints.out(folder, shard.name))
         for batch in stored(before, shard, tally):
             begin = time.perf_counter()
             reasons = [score.judge(document, bounds.get(document.language)) for document in batch]
@@ -199,26 +149,63 @@ def filter_shard(shard: Shard, recipe: Recipe, bounds: Bounds, before: Path, fol
                 tally.seconds["decontaminate"] += time.perf_counter() - begin
             for document in stay:
                 tally.count("rules", document, document.metadata["size"])
+            begin = time.perf_counter()
+            prints.add(stay, shard.source, recipe.deduplicate.method, recipe.run.seed)
+            tally.seconds["deduplicate"] += time.perf_counter() - begin
             output.keep(stay, tally)
     return tally
 
 
-def unique(shard: Shard, recipe: Recipe, index: Index, old: list[Index], before: Path, folder: Path) -> Tally:
-    """De-duplication of one shard against all that came before it."""
+def write_shard(shard: Shard, recipe: Recipe, last_draw: float, work: Path) -> Tally:
+    """Drops what de-duplication decided to drop and writes the rest in its final form: kept and held-out documents, the
+    drops of all steps, and the documents that the gate looks at, those drawn up to `last_draw`."""
     tally = Tally()
+    folder = work / "write"
+    verdicts = {row["at"]: row for row in storage.read_lines(work / "resolve" / f"{shard.name}.jsonl")}
+    draws = fingerprints.read(work / "filter", shard.name)["draw"]
+    at = 0
     with ExitStack() as stack:
         output = Output(stack, folder, shard)
-        for batch in stored(before, shard, tally, "collect"):
+        sample = stack.enter_context(storage.lines_out(folder / f"{shard.name}.sample.jsonl.zst"))
+        held = {
+            language: stack.enter_context(storage.lines_out(folder / f"{shard.name}.{language}.jsonl"))
+            for language in recipe.preprocess.languages
+        }
+        for batch in stored(work / "filter", shard, tally):
             begin = time.perf_counter()
-            stay = batch
-            if "deduplicate" not in shard.source.skip:
-                near = "deduplicate.near" not in shard.source.skip
-                stay = output.write(batch, deduplicate(batch, index, old, recipe.deduplicate, near), tally)
-            for document in stay:
+            reasons = [""] * len(batch)
+            for i, document in enumerate(batch):
+                if verdict := verdicts.get(at + i):
+                    reasons[i], document.metadata["why"] = verdict["reason"], verdict["why"]
+                elif draws[at + i] <= last_draw:
+                    storage.write_line(sample, storage.to_record(document))
+            for document in output.write(batch, reasons, tally):
                 tally.count("deduplicate", document, document.metadata["size"])
-            tally.seconds["deduplicate"] += time.perf_counter() - begin
-            output.keep(stay, tally, "collect")
+                write(document, shard, recipe, output.kept, held, tally)
+            at += len(batch)
+            tally.seconds["storage"] += time.perf_counter() - begin
+    storage.join(
+        [work / step / f"{shard.name}.dropped.jsonl.zst" for step in ("prepare", "filter", "write")],
+        folder / f"{shard.name}.drops.jsonl.zst",
+    )
     return tally
+
+
+def write(
+    document: Document, shard: Shard, recipe: Recipe, kept: IO[str], held: dict[str, IO[str]], tally: Tally
+) -> None:
+    """One line of kept/ or heldout/, with the text as it is to be trained on."""
+    apart = (
+        recipe.run.holdout > 0
+        and document.kind == "text"
+        and document.language in held
+        and chosen(document.id, recipe.run.seed, "holdout") < recipe.run.holdout
+    )
+    text = written(document)
+    where = f"heldout/{document.language}" if apart else f"kept/{shard.source.name}"
+    tally.written[where] += 1
+    tally.written_bytes[where] += len(text.encode("utf-8"))
+    storage.write_line(held[document.language] if apart else kept, storage.kept_record(document, text))
 
 
 def sample_changes(part: str, before: list[str], after: list[Document], reasons: list[str], tally: Tally) -> None:

@@ -1,34 +1,25 @@
-"""The whole run: prepare -> filter -> unique -> finish, a shard at a time, and where each run left off.
+"""The whole run: prepare -> filter -> resolve -> write -> finish; all but the third a shard at a time, in parallel.
 
-    OUT/work/<step>/<shard>.jsonl.zst          documents that came out of a step
-                    <shard>.dropped.jsonl.zst  documents that it dropped
-                    <shard>.json               its tally, written last: the completion marker
-    OUT/kept, heldout, dropped, seen, report.json, report.html, recipe.toml
-
-A marker carries a key of all that went into it (settings, input file, code, the step before). A run that finds the
-same key takes the shard as done; anything else is made again. So a killed run goes on, and a changed recipe redoes
-what it touches and nothing more.
+OUT/work/<step>/<shard>....   what a step leaves of a shard, and its marker (steps.py)
+OUT/kept, heldout, dropped, seen, report.json, report.html, recipe.toml
 """
 
 import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ziya_data.factory import decontaminate, finish, output, parts, score, storage
+from ziya_data.factory import decontaminate, finish, output, parts, score
 from ziya_data.factory.deduplicate import Index
 from ziya_data.factory.keys import step_keys
-from ziya_data.factory.parts import Shard, Tally
 from ziya_data.factory.read import shards_of
 from ziya_data.factory.recipe import Recipe
-
-Say = Callable[[str], None]
+from ziya_data.factory.resolve import resolve_shards
+from ziya_data.factory.steps import Say, Workers, each, marked, processes
+from ziya_data.factory.tally import Shard, Tally
 
 
 def run(recipe: Recipe, workers: int = 1, say: Say = print, part: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -58,18 +49,20 @@ def run(recipe: Recipe, workers: int = 1, say: Say = print, part: tuple[int, int
         report: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         return report
     work = output.begin(out)
-    if part:
-        run_part(recipe, shards, keys, work, workers, say, part)
-        return {}
-    prepared = each(partial(prepare, recipe, work), shards, keys["prepare"], work / "prepare", workers, say)
-    bounds = bounds_of(recipe, shards, prepared)
-    tasks = partial(filter_shard, recipe, bounds, work)
-    filtered = each(tasks, shards, keys["filter"], work / "filter", workers, say)
-    done.unlink(missing_ok=True)  # from here on the outputs change: they are no longer what it tells of
-    unique, index = unique_shards(recipe, shards, old, keys["unique"], work, out, say)
-    total, by_source = totals(shards, prepared, filtered, unique)
-    report = finish.finish(recipe, shards, work, out, models, total, by_source, bounds, say)
-    report["pages_in_index"] = index
+    with processes(workers) as pool:
+        if part:
+            run_part(recipe, shards, keys, work, pool, say, part)
+            return {}
+        prepared = each("prepare", partial(prepare, recipe, work), shards, keys["prepare"], work, pool, say)
+        bounds = bounds_of(recipe, shards, prepared)
+        filtered = each("filter", partial(filter_shard, recipe, bounds, work), shards, keys["filter"], work, pool, say)
+        done.unlink(missing_ok=True)  # from here on the outputs change: they are no longer what it tells of
+        resolved = resolve_shards(recipe, shards, old, keys["resolve"][0], work, out, say)
+        task = partial(write_shard, recipe, resolved.last_draw, work)
+        written = each("write", task, shards, keys["write"], work, pool, say)
+    total, by_source = totals(shards, prepared, filtered, written)
+    total.seconds["resolve"] += resolved.seconds
+    report = finish.finish(recipe, shards, work, out, models, total, by_source, bounds, resolved, say)
     report["wall_seconds"] = round(time.perf_counter() - begin, 2)
     report["key"] = keys["finish"][0]
     finish.publish(recipe, report, out)
@@ -82,14 +75,14 @@ def run_part(
     shards: list[Shard],
     keys: dict[str, list[str]],
     work: Path,
-    workers: int,
+    pool: Workers,
     say: Say,
     part: tuple[int, int],
 ) -> None:
     """Prepares the shards k, k + n ..., and filters those of them whose source is prepared as a whole."""
     mine = range(part[0], len(shards), part[1])
     own = [shards[i] for i in mine]
-    each(partial(prepare, recipe, work), own, [keys["prepare"][i] for i in mine], work / "prepare", workers, say)
+    each("prepare", partial(prepare, recipe, work), own, [keys["prepare"][i] for i in mine], work, pool, say)
     found = [marked(work / "prepare", shard, key) for shard, key in zip(shards, keys["prepare"], strict=True)]
     ranked = {source.name for source in recipe.source if recipe.score.models and "score" not in source.skip}
     missing = {
@@ -99,8 +92,8 @@ def run_part(
     }
     bounds = bounds_of(recipe, shards, [tally or Tally() for tally in found])
     ready = [i for i in mine if shards[i].source.name not in missing]
-    tasks = partial(filter_shard, recipe, bounds, work)
-    each(tasks, [shards[i] for i in ready], [keys["filter"][i] for i in ready], work / "filter", workers, say)
+    task = partial(filter_shard, recipe, bounds, work)
+    each("filter", task, [shards[i] for i in ready], [keys["filter"][i] for i in ready], work, pool, say)
     if left := len(own) - len(ready):
         example = next(iter(missing.values()))
         say(f"filter   {left} shards wait for others of their source, such as {example}; run this again after them")
@@ -154,101 +147,8 @@ def filter_shard(recipe: Recipe, bounds: dict[str, parts.Bounds], work: Path, sh
     return parts.filter_shard(shard, recipe, bounds[shard.source.name], work / "prepare", work / "filter")
 
 
-def each(
-    task: Callable[[Shard], Tally], shards: list[Shard], keys: list[str], folder: Path, workers: int, say: Say
-) -> list[Tally]:
-    """Does one step on all shards, in processes when `workers` > 1, and writes a marker behind each."""
-    tallies = {i: tally for i, key in enumerate(keys) if (tally := marked(folder, shards[i], key)) is not None}
-    todo = [i for i in range(len(shards)) if i not in tallies]
-    unmark(folder, [shards[i] for i in todo])
-    if len(todo) < len(shards):
-        say(f"{folder.name:8} {len(shards) - len(todo)} of {len(shards)} shards are done already")
-
-    def collect(results: Iterable[tuple[Tally, float]]) -> None:
-        for i, (tally, seconds) in zip(todo, results, strict=True):
-            tallies[i] = tally
-            mark(folder, shards[i], keys[i], tally)
-            progress(folder.name, shards[i], tally, seconds, say)
-
-    jobs = [shards[i] for i in todo]
-    if workers == 1 or len(jobs) < 2:
-        collect(map(partial(timed, task), jobs))
-    else:
-        # spawn: a fork would carry over the threads that numpy and pyarrow may have started.
-        with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn")) as pool:
-            try:
-                collect(pool.map(partial(timed, task), jobs))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    return [tallies[i] for i in range(len(shards))]
-
-
-def timed(task: Callable[[Shard], Tally], shard: Shard) -> tuple[Tally, float]:
-    begin = time.perf_counter()
-    return task(shard), time.perf_counter() - begin
-
-
-def unique_shards(
-    recipe: Recipe, shards: list[Shard], old: list[Index], keys: list[str], work: Path, out: Path, say: Say
-) -> tuple[list[Tally], int]:
-    """De-duplicates in the recipe's order, which decides who stays; one step, for each shard needs those before it.
-
-    Returns the tallies and how many pages the index of likeness holds.
-    """
-    folder = work / "unique"
-    tallies = [marked(folder, shard, key) for shard, key in zip(shards, keys, strict=True)]
-    done = [tally for tally in tallies if tally is not None]
-    if len(done) == len(shards) and (out / "seen").is_dir():
-        say(f"unique   {len(done)} of {len(shards)} shards are done already")
-        return done, len(Index.load(out / "seen").ids)
-    unmark(folder, shards)
-    index = Index.empty(recipe.deduplicate)
-    results = []
-    for shard in shards:
-        begin = time.perf_counter()
-        tally = parts.unique(shard, recipe, index, old, work / "filter", folder)
-        results.append(tally)
-        progress("unique", shard, tally, time.perf_counter() - begin, say)
-    if index.contents.added > recipe.deduplicate.capacity:
-        say(f"warning: {index.contents.added} pages are more than deduplicate.capacity; raise it")
-    with storage.replacing_folder(out / "seen") as temporary:
-        index.save(temporary)
-    for shard, key, tally in zip(shards, keys, results, strict=True):
-        mark(folder, shard, key, tally)
-    return results, len(index.ids)
-
-
-def marked(folder: Path, shard: Shard, key: str) -> Tally | None:
-    """The tally of a shard that this step finished with the same key."""
-    marker = folder / f"{shard.name}.json"
-    if not marker.is_file():
-        return None
-    record = json.loads(marker.read_text(encoding="utf-8"))
-    return Tally.from_json(record) if record["key"] == key else None
-
-
-def mark(folder: Path, shard: Shard, key: str, tally: Tally) -> None:
-    storage.write_json(folder / f"{shard.name}.json", {"key": key, **tally.to_json()})
-
-
-def unmark(folder: Path, shards: list[Shard]) -> None:
-    """Before a step is done again: a marker of another recipe must not outlive the files that it stands for."""
-    for shard in shards:
-        (folder / f"{shard.name}.json").unlink(missing_ok=True)
-
-
-def progress(step: str, shard: Shard, tally: Tally, seconds: float, say: Say) -> None:
-    """A line for a shard that is done."""
-    stage = {"prepare": "preprocess", "filter": "rules", "unique": "deduplicate"}[step]
-    kept = {key: n for key, n in tally.documents.items() if key.startswith(stage)}
-    size = sum(n for key, n in tally.bytes.items() if key.startswith(stage)) + tally.reason_bytes.total()
-    count = sum(kept.values()) + tally.reasons.total()
-    megabytes = size / 1e6
-    say(
-        f"{step:8} {shard.name:24} {count:8,} documents {megabytes:8.1f} MB  kept {sum(kept.values()):8,}"
-        f"  {seconds:6.1f} s  {megabytes / max(seconds, 1e-9):6.1f} MB/s"
-    )
+def write_shard(recipe: Recipe, last_draw: float, work: Path, shard: Shard) -> Tally:
+    return parts.write_shard(shard, recipe, last_draw, work)
 
 
 def bounds_of(recipe: Recipe, shards: list[Shard], tallies: list[Tally]) -> dict[str, parts.Bounds]:

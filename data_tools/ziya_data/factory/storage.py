@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -95,6 +95,27 @@ def dropped_record(document: Document, reason: str) -> dict[str, Any]:
     if why := document.metadata.get("why") or document.metadata.get("broken"):
         record["why"] = why
     return record
+
+
+def kept_record(document: Document, text: str) -> dict[str, Any]:
+    """A line of kept/ or heldout/."""
+    return {
+        "id": document.id,
+        "text": text,
+        "url": document.url,
+        "source": document.source,
+        "language": document.language,
+        "kind": document.kind,
+        "quality": document.metadata.get("quality", ""),
+    }
+
+
+def join(paths: Iterable[Path], path: Path) -> None:
+    """One file of several that `lines_out` wrote; zstd frames may stand one behind the other."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for each in paths:
+            with each.open("rb") as part:
+                shutil.copyfileobj(part, file)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,10 +3,12 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from factory_run import Make, write
 
-from ziya_data.factory import score
+from ziya_data.factory import recipe, score
 
 ZH = {
     "name": ["老师", "学生", "农民", "工人", "医生", "司机", "邻居", "记者", "船长", "画家", "校长", "木匠", "渔夫"],
@@ -51,3 +53,56 @@ def scorers(tmp_path_factory: pytest.TempPathFactory, prose: Callable[..., list[
         text.write_text("\n".join(prose(language, 300, 4, seed=99)), encoding="utf-8")
         score.train(language, text, folder / f"{language}.bin")
     return {language: folder / f"{language}.bin" for language in ("zh", "en")}
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, prose: Callable[..., list[str]]) -> Path:
+    folder = tmp_path_factory.mktemp("raw")
+    clean = [
+        {"text": text, "url": f"http://a.com/{i}"} for i, text in enumerate(prose("zh", 120, 6) + prose("en", 120, 6))
+    ]
+    draw = random.Random(0)
+    letters = [chr(0x4E00 + 7 * i) for i in range(900)]
+    junk = ["".join(draw.choices(letters, k=80)) + "的了是在不。" for _ in range(120)]
+    planted: list[dict[str, Any]] = [
+        {"id": "url", "text": "新" + clean[0]["text"], "url": "https://www.a.com/0/#top"},
+        {"id": "content", "text": clean[1]["text"].replace("，", " ") + "!!"},
+        {"id": "french", "text": "Le vieux fermier a rencontré son voisin sur le pont ce matin, et ils ont parlé."},
+        {"id": "empty", "text": " \n\u200b"},
+        {"id": "garble", "text": clean[2]["text"] + "锟斤拷烫烫烫"},
+        {"id": "number", "text": 5},
+    ]
+    write(folder / "web-0.jsonl.zst", [*clean, *planted])
+    write(folder / "web-1.jsonl.zst", [{"text": text} for text in junk])
+    write(folder / "code.jsonl.zst", [{"text": f"int a{i};\n\treturn {i};", "language_name": "c"} for i in range(5)])
+    write(folder / "qa.jsonl.zst", [{"text": f"问题:{i}+1=? 回答:{i + 1}", "language": "zh"} for i in range(5)])
+    return folder
+
+
+@pytest.fixture
+def make(tmp_path: Path, corpus: Path, scorers: dict[str, Path]) -> Make:
+    def settings(name: str = "out", **sections: Any) -> recipe.Recipe:
+        return recipe.parse(
+            {
+                "run": {"output": str(tmp_path / name), "holdout": 0.1},
+                "source": [
+                    {"name": "web", "paths": [str(corpus / "web-*.jsonl.zst")], "skip": ["deduplicate.near"]},
+                    {
+                        "name": "code",
+                        "paths": [str(corpus / "code.jsonl.zst")],
+                        "kind": "code",
+                        "skip": ["score", "rules"],
+                    },
+                    {
+                        "name": "qa",
+                        "paths": [str(corpus / "qa.jsonl.zst")],
+                        "kind": "supervised",
+                        "skip": ["score", "rules"],
+                    },
+                ],
+                "score": {"models": {name: str(path) for name, path in scorers.items()}},
+                **sections,
+            }
+        )
+
+    return settings

@@ -8,7 +8,7 @@ import pytest
 
 from ziya_data._factory import Bloom, NearIndex, content_hash, signatures, tokens
 from ziya_data.document import Document
-from ziya_data.factory.deduplicate import Index, Names, canonical, deduplicate
+from ziya_data.factory.deduplicate import Index, Names, deduplicate
 from ziya_data.factory.recipe import METHODS, Deduplicate
 
 SETTINGS = Deduplicate(capacity=10_000)
@@ -20,29 +20,6 @@ def edited(text: str, share: float, draw: random.Random) -> str:
     for i in draw.sample(range(len(units)), int(share * len(units))):
         units[i] = chr(draw.randrange(0x4E00, 0x9000)) if len(units[i]) == 1 else f"word{draw.randrange(9999)}"
     return ("" if ord(text[0]) > 255 else " ").join(units)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("http://www.Example.com:80/a/?utm_source=x&b=2&a=1#top", "https://example.com/a?a=1&b=2"),
-        ("https://example.com/a/?spm=1.2.3", "http://example.com/a"),
-        ("https://user@example.com/", "http://example.com"),
-    ],
-)
-def test_one_page_has_one_address(one: str, other: str) -> None:
-    assert canonical(one) == canonical(other)
-
-
-def test_different_pages_have_different_addresses() -> None:
-    pages = [
-        "http://a.com/x?id=1",
-        "http://a.com/x?id=2",
-        "http://a.com/X?id=1",
-        "http://b.com/x?id=1",
-        "http://[bad/x",
-    ]
-    assert len({canonical(page) for page in pages}) == len(pages)
 
 
 def test_bloom_keeps_its_promise(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_ziya import cli
-from ziya_data.factory import commands, output, parts, pipeline, recipe, report
+from ziya_data.factory import commands, output, parts, pipeline, recipe, report, steps
 
 Prose = Callable[..., list[str]]
 
@@ -93,7 +93,7 @@ def test_one_file_of_an_earlier_run_is_enough_to_go_on(left: str, start: Callabl
     assert commands.run([str(start(more="[rules]\ngarble = false\n"))]) == 0
 
 
-@pytest.mark.parametrize("step", ["prepare", "filter_shard", "unique"])
+@pytest.mark.parametrize("step", ["prepare", "filter_shard", "write_shard"])
 def test_an_interrupted_run_may_go_on(
     step: str, start: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_run_killed_over_finished_outputs_does_not_pass_for_the_finished_one(
     assert commands.run([str(start())]) == 0
     before = contents(tmp_path / "out" / "kept")
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.finish, "write_dropped", dies)  # kept/ has been replaced by then
+        patch.setattr(pipeline.finish, "evaluate", dies)  # kept/ has been replaced by then
         with pytest.raises(KeyboardInterrupt):
             commands.run([str(start(more="[preprocess]\nlanguages = ['zh']\n"))])
     assert contents(tmp_path / "out" / "kept") != before
@@ -153,7 +153,7 @@ def test_a_step_that_died_on_another_recipe_leaves_no_marker(
                 commands.run([str(start(more=more))])
 
     interrupted("", pipeline, "filter_shard")  # prepared with the first recipe
-    interrupted("[preprocess]\nlanguages = ['zh']\n", pipeline, "mark")  # prepared with the second one, but not marked
+    interrupted("[preprocess]\nlanguages = ['zh']\n", steps, "mark")  # prepared with the second one, but not marked
     assert commands.run([str(start())]) == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["totals"][-1]["documents"] == 12
 

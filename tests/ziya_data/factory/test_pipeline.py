@@ -1,89 +1,17 @@
-"""The whole run on a small corpus with planted defects: counts, files, resuming, any number of workers."""
+"""The whole run on a small corpus with planted defects: counts, files, report, the command line."""
 
 import json
-import random
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from factory_run import Make, silent, write
 
 from megatron_ziya import cli
 from ziya_data.document import Document
-from ziya_data.factory import commands, estimate, output, parts, pipeline, recipe, storage
-
-Make = Callable[..., recipe.Recipe]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with storage.lines_out(path) as file:
-        for row in rows:
-            storage.write_line(file, row)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory, prose: Callable[..., list[str]]) -> Path:
-    folder = tmp_path_factory.mktemp("raw")
-    clean = [
-        {"text": text, "url": f"http://a.com/{i}"} for i, text in enumerate(prose("zh", 120, 6) + prose("en", 120, 6))
-    ]
-    draw = random.Random(0)
-    letters = [chr(0x4E00 + 7 * i) for i in range(900)]
-    junk = ["".join(draw.choices(letters, k=80)) + "的了是在不。" for _ in range(120)]
-    planted: list[dict[str, Any]] = [
-        {"id": "url", "text": "新" + clean[0]["text"], "url": "https://www.a.com/0/#top"},
-        {"id": "content", "text": clean[1]["text"].replace("，", " ") + "!!"},
-        {"id": "french", "text": "Le vieux fermier a rencontré son voisin sur le pont ce matin, et ils ont parlé."},
-        {"id": "empty", "text": " \n\u200b"},
-        {"id": "garble", "text": clean[2]["text"] + "锟斤拷烫烫烫"},
-        {"id": "number", "text": 5},
-    ]
-    write(folder / "web-0.jsonl.zst", [*clean, *planted])
-    write(folder / "web-1.jsonl.zst", [{"text": text} for text in junk])
-    write(folder / "code.jsonl.zst", [{"text": f"int a{i};\n\treturn {i};", "language_name": "c"} for i in range(5)])
-    write(folder / "qa.jsonl.zst", [{"text": f"问题:{i}+1=? 回答:{i + 1}", "language": "zh"} for i in range(5)])
-    return folder
-
-
-@pytest.fixture
-def make(tmp_path: Path, corpus: Path, scorers: dict[str, Path]) -> Make:
-    def settings(name: str = "out", **sections: Any) -> recipe.Recipe:
-        return recipe.parse(
-            {
-                "run": {"output": str(tmp_path / name), "holdout": 0.1},
-                "source": [
-                    {"name": "web", "paths": [str(corpus / "web-*.jsonl.zst")], "skip": ["deduplicate.near"]},
-                    {
-                        "name": "code",
-                        "paths": [str(corpus / "code.jsonl.zst")],
-                        "kind": "code",
-                        "skip": ["score", "rules"],
-                    },
-                    {
-                        "name": "qa",
-                        "paths": [str(corpus / "qa.jsonl.zst")],
-                        "kind": "supervised",
-                        "skip": ["score", "rules"],
-                    },
-                ],
-                "score": {"models": {name: str(path) for name, path in scorers.items()}},
-                **sections,
-            }
-        )
-
-    return settings
-
-
-def files(out: Path) -> dict[str, bytes]:
-    """Every output but the times and the pictures."""
-    found = [path for path in out.rglob("*") if path.is_file() and not path.name.startswith("report.")]
-    return {str(path.relative_to(out)): path.read_bytes() for path in found if path.name != "recipe.toml"}
-
-
-def silent(line: str) -> None:
-    pass
+from ziya_data.factory import commands, estimate, evaluate, finish, parts, pipeline, recipe, storage
 
 
 def test_a_run_accounts_for_every_document(make: Make, tmp_path: Path) -> None:
@@ -119,95 +47,30 @@ def test_a_run_accounts_for_every_document(make: Make, tmp_path: Path) -> None:
     ).replace("http://creativecommons", ""), "the page needs nothing from elsewhere"
 
 
-def test_the_same_bytes_whatever_the_workers(make: Make, tmp_path: Path) -> None:
-    pipeline.run(make("one"), 1, silent)
-    pipeline.run(make("two"), 2, silent)
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+def test_the_report_shows_the_first_drops_of_each_reason(make: Make, tmp_path: Path) -> None:
+    report = pipeline.run(make(), 2, silent)
+    dropped: dict[str, list[dict[str, Any]]] = {reason: [] for reason in report["reasons"]}
+    for shard in ("web-00000", "web-00001", "code-00000", "qa-00000"):
+        for row in storage.read_lines(tmp_path / "out" / "dropped" / f"{shard}.jsonl.zst"):
+            dropped[row["reason"]].append({**row, "text": row["text"][:300]})
+    assert len(dropped["score.low"]) > 3
+    assert report["drop_samples"] == [row for rows in list(dropped.values())[:12] for row in rows[:3]]
 
 
-@pytest.mark.parametrize("step", ["prepare", "filter_shard", "unique"])
-@pytest.mark.parametrize("shard", [1, 2])
-def test_a_killed_run_goes_on_and_ends_the_same(
-    step: str, shard: int, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipeline.run(make("whole"), say=silent)
-    real, calls = getattr(parts, step), 0
+def test_the_gate_looks_at_those_drawn_first(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Document]] = []
 
-    def dies(*arguments: Any) -> parts.Tally:
-        nonlocal calls
-        calls += 1
-        if calls == shard + 1:
-            raise KeyboardInterrupt
-        result: parts.Tally = real(*arguments)
-        return result
+    def remember(sample: list[Document], *others: Any) -> dict[str, Any]:
+        seen.append(sample)
+        return evaluate.evaluate(sample, *others)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(parts, step, dies)
-        with pytest.raises(KeyboardInterrupt):
-            pipeline.run(make(), say=silent)
-    assert not list((tmp_path / "out").rglob("*.tmp"))
-    assert not (tmp_path / "out" / "report.json").exists()
-    said: list[str] = []
-    pipeline.run(make(), say=said.append)
-    assert any("are done already" in line for line in said)
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-
-
-def test_shards_prepared_as_tasks_give_the_bytes_of_one_run(make: Make, tmp_path: Path) -> None:
-    pipeline.run(make("whole"), say=silent)
-    said: list[str] = []
-    for _ in range(2):  # a source that is ranked is filtered when all of it is prepared
-        for k in range(3):
-            assert pipeline.run(make(), 1, said.append, (k, 3)) == {}
-    done = [line for line in said if line.startswith(("prepare", "filter")) and "kept" in line]
-    assert len(done) == 2 * 4, "each shard once a step"
-    assert sum("wait for others of their source, such as web-0000" in line for line in said) == 1
-    assert not (tmp_path / "out" / "report.json").exists()
-    said.clear()
-    pipeline.run(make(), say=said.append)
-    assert sum("4 of 4 shards are done already" in line for line in said) == 2
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-
-
-def test_tasks_may_begin_at_once(tmp_path: Path) -> None:
-    def task(out: Path) -> Path:
-        output.check(out, [])
-        return output.begin(out)
-
-    with ThreadPoolExecutor(8) as pool:
-        for i in range(20):
-            out = tmp_path / str(i)
-            assert set(pool.map(task, [out] * 8)) == {out / "work"}
-            assert output.ours(out)
-            assert [path.name for path in out.iterdir()] == ["work"]
-
-
-def test_what_a_killed_run_left_is_not_taken_for_another_recipe(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dies(*arguments: Any) -> parts.Tally:
-        raise KeyboardInterrupt
-
-    other = {"rules": {"garble": False, "too_short": {"en": 420}}, "preprocess": {"languages": ["en"]}}
-    with monkeypatch.context() as patch:
-        patch.setattr(parts, "unique", dies)
-        with pytest.raises(KeyboardInterrupt):
-            pipeline.run(make(), say=silent)
-    pipeline.run(make(**other), say=silent)
-    pipeline.run(make("fresh", **other), say=silent)
-    assert files(tmp_path / "out") == files(tmp_path / "fresh")
-
-
-def test_a_finished_run_is_left_alone_and_a_changed_one_is_redone(make: Make, tmp_path: Path) -> None:
-    pipeline.run(make(), say=silent)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
-    said: list[str] = []
-    pipeline.run(make(), say=said.append)
-    assert len(said) == 1
-    assert "nothing changed" in said[0]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
-    report = pipeline.run(make(rules={"garble": False}), say=silent)
-    assert "rules.garble" not in report["reasons"]
+    monkeypatch.setattr(finish, "evaluate", remember)
+    pipeline.run(make("all"), say=silent)
+    pipeline.run(make("few", evaluate={"at_least": 10}), say=silent)
+    everything, few = ([document.id for document in sample] for sample in seen)
+    assert len(everything) > 100 and {name.partition(":")[0] for name in everything} == {"web"}, "prose alone"
+    assert everything == sorted(everything, key=lambda name: evaluate.chosen(name, 0, "evaluate"))
+    assert few == everything[:10]
 
 
 def test_new_data_is_checked_against_an_older_run(make: Make, tmp_path: Path) -> None:
@@ -280,7 +143,7 @@ def test_shard_and_estimate_on_the_command_line(
     said = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     gate = 0.01 * report["seconds"].pop("evaluate")  # here all were looked at; of many more it would be 1 in 100
-    alone = sum(report["seconds"][part] for part in ("deduplicate", "collect")) + gate
+    alone = sum(report["seconds"][part] for part in ("resolve", "collect")) + gate
     hours = 13e12 / report["totals"][0]["bytes"] / 3600
     assert f"({hours * alone:,.1f} h of them in one process" in said
     assert f"    1 cores {hours * (sum(report['seconds'].values()) + gate):12,.1f} h" in said

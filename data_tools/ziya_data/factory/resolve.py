@@ -1,0 +1,74 @@
+"""The only step that must be done in order: who of all documents stays, decided by fingerprints; a small share of a
+run's time."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ziya_data.factory import fingerprints, storage
+from ziya_data.factory.deduplicate import Index, resolve
+from ziya_data.factory.recipe import Recipe
+from ziya_data.factory.steps import Say
+from ziya_data.factory.tally import Shard
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What the resolving of all shards left, besides the verdicts and seen/."""
+
+    pages: int
+    """in the index of likeness."""
+    wanted: int
+    """Documents that the gate is to look at,"""
+    last_draw: float
+    """those whose number is not above this one."""
+    seconds: float
+
+
+def resolve_shards(
+    recipe: Recipe, shards: list[Shard], old: list[Index], key: str, work: Path, out: Path, say: Say
+) -> Resolved:
+    """De-duplicates in the recipe's order, which decides who stays: work/resolve/<shard>.jsonl holds the verdicts on
+    those that go. Writes seen/ and, last, the marker of the whole step."""
+    begin = time.perf_counter()
+    folder = work / "resolve"
+    marker = folder / "done.json"
+    if marker.is_file() and (out / "seen").is_dir():
+        record = storage.read_json(marker)
+        if record.pop("key") == key:
+            say("resolve  is done already")
+            return Resolved(**record)
+    marker.unlink(missing_ok=True)
+    index = Index.empty(recipe.deduplicate)
+    total, count, kept_draws = 0, 0, [np.zeros(0)]
+    for shard in shards:
+        prints, ids = fingerprints.read(work / "filter", shard.name), fingerprints.read_ids(work / "filter", shard.name)
+        skip = shard.source.skip
+        near = "deduplicate.near" not in skip
+        verdicts = {} if "deduplicate" in skip else resolve(prints, ids, index, old, recipe.deduplicate, near)
+        with storage.lines_out(folder / f"{shard.name}.jsonl") as file:
+            for at, (reason, why) in verdicts.items():
+                storage.write_line(file, {"at": at, "reason": reason, "why": why})
+        total, count = total + len(prints), count + len(prints) - len(verdicts)
+        draws = np.delete(prints["draw"], list(verdicts))
+        kept_draws.append(draws[np.isfinite(draws)])
+    if index.contents.added > recipe.deduplicate.capacity:
+        say(f"warning: {index.contents.added} pages are more than deduplicate.capacity; raise it")
+    with storage.replacing_folder(out / "seen") as temporary:
+        index.save(temporary)
+    wanted = int(max(recipe.evaluate.share * count, recipe.evaluate.at_least))
+    last_draw = last_of(np.concatenate(kept_draws), wanted)
+    found = Resolved(len(index.ids), wanted, last_draw, time.perf_counter() - begin)
+    storage.write_json(marker, {"key": key, **asdict(found)})
+    say(f"resolve  {count:,} of {total:,} documents stay  {found.seconds:6.1f} s")
+    return found
+
+
+def last_of(draws: NDArray[np.float64], wanted: int) -> float:
+    """The largest of the `wanted` smallest draws."""
+    if wanted >= len(draws):
+        return 1.0
+    return float(np.partition(draws, wanted - 1)[wanted - 1]) if wanted else -1.0

@@ -7,7 +7,7 @@ attention.py      causal flash attention, grouped heads, document boundaries wit
                   one after another (varlen); its kernels are in attention_forward.py and attention_backward.py
 attention_short.py  what a CPU runs for rows of one document and 128 to 511 tokens
 compiled.py       RMSNorm, rotary and SwiGLU by torch's compiler, for a CPU with a C++ compiler
-rotary.py         rotary embedding of query and key in one launch, rotated in FP32
+rotary.py         rotary embedding of query and key in one launch, in FP32; in place on the fused QKV
 rms_norm.py       RMSNorm, FP32 statistics; alone, or with the sum with the residual in the same pass
 swiglu.py         silu(gate) * up on one fused projection
 softmax.py        scale + causal mask + softmax (Ziya2's fused operator)

@@ -199,6 +199,10 @@ class Codes:
         """See `reference.rotary`."""
         return _Rotary.apply(q, k, cos, sin, self)
 
+    def rotary_qkv(self, qkv: Tensor, groups: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `reference.rotary_qkv`."""
+        return reference.rotary_qkv(qkv, groups, cos, sin, self.rotary)
+
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """See `reference.swiglu`."""
         return _SwiGLU.apply(gate_up, self)

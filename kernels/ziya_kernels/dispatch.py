@@ -21,6 +21,7 @@ class Kernels:
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     rms_norm_residual: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     rotary: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    rotary_qkv: Callable[[Tensor, int, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     attention: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     attention_varlen: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     swiglu: Callable[[Tensor], Tensor]
@@ -53,6 +54,7 @@ def _torch(device: torch.device) -> Kernels:
         rms_norm=reference.rms_norm,
         rms_norm_residual=reference.rms_norm_residual,
         rotary=reference.rotary,
+        rotary_qkv=reference.rotary_qkv,
         attention=reference.attention,
         attention_varlen=reference.attention_varlen,
         swiglu=reference.swiglu,
@@ -77,6 +79,7 @@ def _triton(device: torch.device) -> Kernels:
         rms_norm=rms_norm.rms_norm,
         rms_norm_residual=rms_norm.rms_norm_residual,
         rotary=rotary.rotary,
+        rotary_qkv=rotary.rotary_qkv,
         attention=attention.attention,
         attention_varlen=attention.attention_varlen,
         swiglu=swiglu.swiglu,
@@ -101,6 +104,7 @@ def _compiled(device: torch.device) -> Kernels:
         rms_norm=codes.rms_norm,
         rms_norm_residual=codes.rms_norm_residual,
         rotary=codes.rotary,
+        rotary_qkv=codes.rotary_qkv,
         attention=codes.attention,
         swiglu=codes.swiglu,
         cost=codes.cost,

@@ -134,6 +134,40 @@ def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     return _Rotary.apply(q, k, cos, sin)
 
 
+def parts_of(qkv: Tensor, groups: int, cos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """qkv [B S, (N + 2 K) D], N = groups K, cos [B, S, D/2] -> views q [B, S, N, D], k and v [B, S, K, D].
+
+    Raises ValueError for a width that holds no such heads, or another number of tokens than the table's.
+    """
+    rows, length, half = cos.shape
+    each = 2 * half * (groups + 2)
+    if qkv.dim() != 2 or qkv.shape[0] != rows * length or qkv.shape[1] % each:
+        raise ValueError(
+            f"rotary_qkv: qkv is {tuple(qkv.shape)}, the table {tuple(cos.shape)}, groups={groups}; qkv must be "
+            f"[{rows * length}, a multiple of {each}]: [B S, (N + 2 K) D], N = groups K"
+        )
+    keys = qkv.shape[1] // each
+    q, k, v = qkv.view(rows, length, -1, 2 * half).split([groups * keys, keys, keys], 2)
+    return q, k, v
+
+
+def rotary_qkv(
+    qkv: Tensor,
+    groups: int,
+    cos: Tensor,
+    sin: Tensor,
+    rotate: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = rotary,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output of the fused matrix, qkv [B S, (N + 2 K) D] -> q [B, S, N, D] and k [B, S, K, D] rotated, v.
+
+    N = groups K. What was in qkv must be needed by nobody else: an implementation may write over it (this one does
+    not). `rotate` takes the place of `rotary`. Raises ValueError as `parts_of` does.
+    """
+    q, k, v = parts_of(qkv, groups, cos)
+    # a view of v would keep all of qkv for the backward pass, a tenth of a layer's activations
+    return *rotate(q, k, cos, sin), v.contiguous()
+
+
 # --- attention: softmax(q k^T / sqrt(D)) v, query i sees key j iff starts[i] <= j <= i
 
 # Tokens under which PyTorch's 16-bit attention on a CPU is slower than its FP32 one. One thread, forward and backward,

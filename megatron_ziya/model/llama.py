@@ -60,24 +60,18 @@ class Attention(nn.Module):
 
     def __init__(self, a: Architecture, kernels: Kernels) -> None:
         super().__init__()
-        self.head_size, self.groups, self.kernels = a.head_size, a.heads // a.kv_heads, kernels
+        self.groups, self.kernels = a.heads // a.kv_heads, kernels
         n, k = a.heads * a.head_size, a.kv_heads * a.head_size
         self.qkv = Linear(a.hidden_size, {"query": n, "key": k, "value": k})
         self.output = Linear(n, {"output": a.hidden_size})
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], batch: MicroBatch) -> Tensor:
-        rows, sequence = batch.tokens.shape
-        qkv = self.qkv(x)  # [T, (N + 2K) D]
-        k_width = qkv.shape[-1] // (self.groups + 2)
-        q, k, v = qkv.split([k_width * self.groups, k_width, k_width], dim=-1)
-        q, k, v = (part.view(rows, sequence, -1, self.head_size) for part in (q, k, v))  # [B, S, N or K, D]
-        q, k = self.kernels.rotary(q, k, *rotary)
-        v = v.contiguous()  # a view would keep all of qkv for the backward pass, a tenth of the layer's activations
+        q, k, v = self.kernels.rotary_qkv(self.qkv(x), self.groups, *rotary)  # [B, S, N or K, D]
         if self.recompute_core:
             mixed = recompute(lambda q, k, v: self.kernels.attention(q, k, v, batch.starts), q, k, v)
         else:
             mixed = self.kernels.attention(q, k, v, batch.starts)  # [B, S, N, D]
-        return self.output(mixed.reshape(rows * sequence, -1))
+        return self.output(mixed.flatten(0, 1).flatten(1))
 
 
 class MLP(nn.Module):

@@ -59,7 +59,7 @@ def test_every_kernel_and_pass_in_every_file(tmp_path, capfd):
     ("words", "message"),
     [
         (["--shapes", "llama3"], "--shapes: 'llama3' is not known; use some of tiny,llama2-7b"),
-        (["--kernels", "softmin"], "--kernels: 'softmin' is not known; use some of rotary,attention"),
+        (["--kernels", "softmin"], "--kernels: 'softmin' is not known; use some of rotary,rotary_qkv,attention"),
         (["--dtype", "int8"], "--dtype: 'int8' is not known; use some of fp32,bf16,fp16"),
         (["--rounds", "0"], "--rounds=0 must be 1 or more"),
         (["--device", "cuda"], "torch sees no GPU"),

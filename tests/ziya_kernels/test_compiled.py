@@ -96,7 +96,7 @@ def test_what_compiling_took_is_told():
     assert kernels.cost() == "compiled 0 kernels in 0.0 s"
     kernels.swiglu(torch.ones(10, 80))
     assert kernels.cost().startswith("compiled 1 kernels in")
-    assert "; compiled: rms_norm rms_norm_residual rotary attention swiglu; " in kernels.describe()
+    assert "; compiled: rms_norm rms_norm_residual rotary rotary_qkv attention swiglu; " in kernels.describe()
     assert select("torch", CPU).cost() == ""
 
 

@@ -29,7 +29,7 @@ def test_describe_is_one_line_that_names_every_operator() -> None:
     line = select("torch", CPU).describe()
     assert line == (
         "kernels=torch on cpu; "
-        "reference: rms_norm rms_norm_residual rotary attention attention_varlen swiglu softmax adamw; "
+        "reference: rms_norm rms_norm_residual rotary rotary_qkv attention attention_varlen swiglu softmax adamw; "
         "reference_loss: cross_entropy cross_entropy_share cross_entropy_share_gradient head_loss"
     )
 

@@ -37,6 +37,8 @@ def qkv(size: int = 64, heads: int = 2, kv_heads: int = 1) -> tuple[torch.Tensor
         ("attention_varlen", (*(x[0] for x in qkv()), torch.tensor([0.0, 4.0])), "int32 or int64"),
         ("attention_varlen", (*(x[0] for x in qkv()), torch.tensor([0, 2])), r"bounds=\[0, 2\] must go up from 0"),
         ("rotary", (*qkv()[:2], torch.zeros(1, 4, 16), torch.zeros(1, 4, 16)), "as rotary_table"),
+        ("rotary_qkv", (torch.ones(4, 96), 2, *[torch.zeros(1, 4, 16)] * 2), r"\[4, a multiple of 128\]: \[B S, \(N"),
+        ("rotary_qkv", (torch.ones(3, 128), 2, *[torch.zeros(1, 4, 16)] * 2), r"rotary_qkv: qkv is \(3, 128\)"),
         ("cross_entropy", (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int32)), r"\[T\] int64"),
         ("cross_entropy_share", (torch.zeros(2, 4), torch.zeros(3, dtype=torch.int64), 4), r"\[T, V\] and \[T\] int64"),
         ("head_loss", (torch.zeros(2, 4), torch.zeros(5, 3), torch.zeros(2, dtype=torch.int64)), r"\[V, H\] and \[T\]"),

@@ -21,7 +21,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from ziya_kernels import rotary_table, select
 
 ROUNDED_ONCE = {
-    "rms_norm": 3, "rotary": 4, "swiglu": 2, "cross_entropy": 2, "softmax": 1, "attention": 4, "attention_varlen": 4,
+    "rms_norm": 3, "rotary": 4, "rotary_qkv": 4, "swiglu": 2, "cross_entropy": 2, "softmax": 1, "attention": 4,
+    "attention_varlen": 4,
 }  # fmt: skip
 """How many results and gradients, from the first on, are rounded once, at their end. Attention: on a CPU alone."""
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -90,6 +91,10 @@ CASES = [
         "transposed",
         tables=rotary_table(positions(2, 3), FREQUENCIES[:4]),
     ),
+    Case("rotary_qkv", "rotary_qkv", ((6, 5 * 64),), (3,), tables=rotary_table(positions(2, 3), FREQUENCIES)),
+    Case(
+        "rotary_qkv odd half", "rotary_qkv", ((2, 6 * 6),), (1,), tables=rotary_table(positions(1, 2), FREQUENCIES[:3])
+    ),
     Case("swiglu", "swiglu", ((5, 2 * 70),)),
     Case("swiglu two blocks", "swiglu", ((2, 2 * 1100),)),
     Case("swiglu strided", "swiglu", ((2, 3, 2 * 9),), (), "transposed", scale=10.0),
@@ -134,6 +139,11 @@ def eager(operator: str) -> Callable[..., Any]:
         q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
         return q.transpose(1, 2), k.transpose(1, 2)
 
+    def rotary_qkv(qkv: Tensor, groups: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        heads = qkv.view(*cos.shape[:2], -1, 2 * cos.shape[-1])
+        q, k, v = heads.split([n * heads.shape[2] // (groups + 2) for n in (groups, 1, 1)], 2)
+        return *rotary(q, k, cos, sin), v
+
     def swiglu(x: Tensor) -> Tensor:
         gate, up = x.chunk(2, -1)
         return F.silu(gate) * up
@@ -175,6 +185,8 @@ def arguments(case: Case, dtype: torch.dtype) -> tuple[Any, ...]:
         if case.layout == "transposed" and len(shape) > 2:
             x = x.transpose(0, 1).contiguous().transpose(0, 1)
         tensors.append(x.requires_grad_())
+    if case.operator == "rotary_qkv":
+        return (*tensors, *case.fixed, *case.tables)
     return (*tensors, *case.tables, *case.fixed)
 
 
@@ -280,6 +292,16 @@ def test_rotary_is_the_rounded_fp64_result(
         have = interpreted("rotary", (q, k, cos, sin))[0]
     for w, h in zip(want, have, strict=True):
         assert torch.equal(w.to(dtype), h)
+
+
+def test_rotary_qkv_writes_over_the_output_of_the_matrix(interpreted: Callable[..., Any]) -> None:
+    """Triton's, on a GPU: no memory of its own in the forward pass; a gradient of its own in the backward pass."""
+    case = next(case for case in CASES if case.name == "rotary_qkv")
+    inputs = arguments(case, torch.float32)
+    before = inputs[0].detach().clone()
+    (q, k, v), _, after = interpreted(case.operator, inputs)
+    assert not torch.equal(after[0], before)
+    torch.testing.assert_close(after[0], torch.cat([q, k, v], 2).flatten(0, 1).flatten(1), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if len(case.shapes[0]) <= 4], ids=lambda case: case.name)

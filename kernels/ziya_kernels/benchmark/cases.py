@@ -11,8 +11,8 @@ from torch import Tensor
 from ziya_kernels.reference import rotary_table
 
 KERNELS = (
-    "rotary", "attention", "attention documents", "attention_varlen", "softmax", "rms_norm", "rms_norm_residual",
-    "swiglu", "cross_entropy", "head_loss", "adamw",
+    "rotary", "rotary_qkv", "attention", "attention documents", "attention_varlen", "softmax", "rms_norm",
+    "rms_norm_residual", "swiglu", "cross_entropy", "head_loss", "adamw",
 )  # fmt: skip
 DOCUMENTS = 8  # in the row of "attention documents" and "attention_varlen", all of one length
 ROW_OF_ERROR = 512  # tokens; FP64 of a whole row would not fit in every GPU
@@ -85,6 +85,10 @@ def inputs(kernel: str, s: Shape, dtype: torch.dtype, device: torch.device) -> t
         case "rotary":
             frequencies = 10000.0 ** (-torch.arange(size // 2, device=device) / (size // 2))
             return draw(*q_shape), draw(*k_shape), *rotary_table(torch.arange(length, device=device)[None], frequencies)
+        case "rotary_qkv":
+            frequencies = 10000.0 ** (-torch.arange(size // 2, device=device) / (size // 2))
+            qkv = draw(length, (s.heads + 2 * s.kv_heads) * size)
+            return qkv, s.heads // s.kv_heads, *rotary_table(torch.arange(length, device=device)[None], frequencies)
         case "attention":
             return draw(*q_shape), draw(*k_shape), draw(*k_shape), None
         case "attention documents":
@@ -127,6 +131,8 @@ def work(kernel: str, s: Shape, size: int) -> dict[str, Work]:
     table = s.sequence * s.head_size * 4
     found = {
         "rotary": (Work(2 * qk * size + table), Work(2 * qk * size + table)),
+        # the backward pass also puts the gradient of v to its place
+        "rotary_qkv": (Work(2 * qk * size + table), Work(2 * (qk + kv) * size + table)),
         "attention": (
             Work((2 * query + 2 * kv) * size, products),
             Work((4 * query + 4 * kv) * size, 2.5 * products),

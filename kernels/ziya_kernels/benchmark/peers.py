@@ -113,6 +113,17 @@ def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     return turned(q), turned(k)
 
 
+def _whole_qkv_tables(qkv: Tensor, groups: int, cos: Tensor, sin: Tensor) -> tuple[Any, ...]:
+    return qkv, groups, *_whole_tables(qkv, qkv, cos, sin)[2:]
+
+
+def _split_and_rotary(qkv: Tensor, groups: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    heads = qkv.view(*cos.shape[:2], -1, cos.shape[-1])
+    keys = heads.shape[2] // (groups + 2)
+    q, k, v = heads.split([groups * keys, keys, keys], 2)
+    return *_rotary(q, k, cos, sin), v
+
+
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     grouped = q.shape[1] != k.shape[1]
@@ -177,6 +188,8 @@ def _eager(operator: str) -> Side:
     match operator:
         case "rotary":
             return Side("eager", _rotary, _whole_tables)
+        case "rotary_qkv":
+            return Side("eager", _split_and_rotary, _whole_qkv_tables)
         case "attention":
             return Side("eager", _attention, _with_mask)
         case "attention_varlen":

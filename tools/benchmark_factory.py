@@ -80,7 +80,7 @@ def labelled_run(
     return items, kept, dropped
 
 
-BAD = ("other language", "junk page", "advert line", "menu line")
+BAD = ("other language", "junk page", "advert line", "menu line", "table, as found", "stub, as found")
 """Plants that preprocessing and rules may drop the whole page for."""
 
 
@@ -88,15 +88,20 @@ def found(item: labelled.Item, kept: dict[str, str], dropped: dict[str, str], dr
     """Whether the factory did with an item what its label asks for; None where its twin went, so that it need not."""
     reason = dropped.get(item.id, "")
     text = kept.get(item.id, "")
-    if item.plant == "" or item.plant == "numbers of nobody":
-        return not reason and all(part in text for part in item.stay)
+    if item.plant == "" or item.stay:
+        return not reason and all(closed(part) in closed(text) for part in item.stay)
     if item.plant == "other language":
         return reason == "preprocess.language"
-    if item.plant == "junk page":
+    if item.plant in ("junk page", "table, as found", "stub, as found"):
         return bool(reason)
     if item.twin:
         return None if dropped_twin else bool(reason)
-    return not any(part in text for part in item.out)
+    return not any(part in text or (closed(part) and closed(part) in closed(text)) for part in item.out)
+
+
+def closed(text: str) -> str:
+    """Without white space: preprocessing closes the gaps between Chinese characters."""
+    return "".join(text.split())
 
 
 def table_of_plants(items: list[labelled.Item], kept: dict[str, str], dropped: dict[str, str]) -> list[str]:
@@ -121,6 +126,19 @@ def table_of_plants(items: list[labelled.Item], kept: dict[str, str], dropped: d
         row += [f"{good / count:.4f}" if count else "" for count, good in (cells["zh"], cells["en"])]
         lines.append(f"| {name or 'nothing: clean pages, to be kept'} | {' | '.join(row)} |")
     return lines
+
+
+def paragraphs_left(items: list[labelled.Item], kept: dict[str, str]) -> str:
+    """What the rules on paragraphs took out of clean pages that stayed."""
+    said = []
+    for code in recipe.LANGUAGES:
+        whole = [item for item in items if item.language == code and not item.plant and item.id in kept]
+        before, after = (
+            sum(sum(bool(line.strip()) for line in text.split("\n")) for text in texts)
+            for texts in ([item.text for item in whole], [kept[item.id] for item in whole])
+        )
+        said.append(f"{after:,} of {before:,} ({code})")
+    return f"Paragraphs left in the clean pages that stayed: {', '.join(said)}."
 
 
 def table_of_precision(items: list[labelled.Item], dropped: dict[str, str]) -> list[str]:

@@ -1,66 +1,28 @@
 """A labelled corpus for the factory: real clean text with planted defects, each of which somebody knows about.
 
-The adverts and menus below are made up here, after the factory's lists were last changed; a line that the lists miss
-stays missed.
+The adverts, the menus and the sentences that look like adverts are the held-out ones of tools/factory_lines.py.
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+from factory_lines import ADVERTS, LOOKALIKES, MENUS, held_out
 
 LONG = {"zh": 40, "en": 200}
 """Characters of pages that copies are made of: 30 characters or words and more."""
 EDITS = (0.01, 0.02, 0.05, 0.10, 0.15)
 
-ADVERTS = {
-    "zh": (
-        "【天天特价】韩版女装秋冬新款连衣裙，现在下单立减三十元，点此进店选购。",
-        "诚邀各地经销商加盟，总部提供全程培训，联系电话见官网。",
-        "想学英语又没时间？外教一对一，免费试听，赶快报名吧！",
-        "本公司专业回收二手手机、电脑、相机，高价上门，有意者请联系。",
-        "关注本站微信公众号，每天为您推送最新优惠信息。",
-        "皮肤病哪家医院好？专家在线咨询，挂号预约免排队。",
-        "加QQ群领取全套学习资料，群内还有名师答疑。",
-        "股票开户佣金万分之一，手机开户三分钟搞定，立即注册享好礼。",
-        "信用卡办理、提额、代还，当天下卡，资料简单，扫码咨询。",
-        "双十一大促提前开抢，满三百减五十，上不封顶，戳这里领券。",
-    ),
-    "en": (
-        "Shop the sale: extra 30% off dresses, plus free returns at our online store.",
-        "Click here to claim your free sample before it is gone.",
-        "Looking for a cheap hotel? Compare prices and book online today with our partner.",
-        "Enter your email address to subscribe to our newsletter and never miss a deal.",
-        "Refinance your mortgage at record low rates - call now for a free consultation.",
-        "Buy now and get the second pair at half price. Free shipping worldwide.",
-        "Get our premium membership for only $9.99 a month and cancel anytime.",
-        "This article is sponsored by our partners, the leading provider of web hosting.",
-        "Order the complete DVD box set today from our shop and save 40%.",
-        "Meet singles in your area tonight, join free and start chatting now!",
-    ),
-}
-MENUS = {
-    "zh": (
-        "网站首页 关于我们 产品中心 新闻动态 联系方式 在线留言",
-        "当前位置：首页 » 资讯 » 国内",
-        "来源：本站原创 作者：admin 点击数：1024 更新时间：2009-5-6",
-        "上一篇：春天的故事 下一篇：秋天的故事",
-        "Copyright © 2008 某某网 版权所有 京ICP备05000000号",
-        "【字号 大 中 小】【打印】【关闭】",
-    ),
-    "en": (
-        "Home › Blog › 2012 › March",
-        "Posted by admin on March 3, 2012 | 4 comments | Filed under News",
-        "© 2012 Example Media Group. All rights reserved.",
-        "Login | Register | My account | Cart (0)",
-        "Tweet Share Pin Email Print",
-        "« Previous Post Next Post »",
-    ),
-}
+
+ENDS = "。！？.!?…"
+DIGIT = re.compile(r"\d")
+SENTENCE = re.compile(rf"[^{ENDS}\n]{{6,}}[{ENDS}]")
 
 
 @dataclass
 class Item:
-    """One document of the labelled corpus; `plant` is what was done to it, "" for a clean one.
+    """One document of the labelled corpus; `plant` is what was done to it or wrong with it, "" for a clean one.
 
     `out` must not come out of the factory in its text, `stay` must. `twin` is the id that it is a copy of.
     """
@@ -187,6 +149,16 @@ def salad(text: str, language: str, draw: random.Random) -> str:
     return ("" if language == "zh" else " ").join(units)
 
 
+def fault(text: str) -> str:
+    """What is wrong with a page of the real text itself, "" for nothing: a table (more than half of the lines end no
+    sentence and are a quarter digits), or a stub (under 60 characters without one sentence of six letters)."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    rows = [line for line in lines if line.rstrip()[-1] not in ENDS and 4 * len(DIGIT.findall(line)) > len(line)]
+    if 2 * len(rows) > len(lines):
+        return "table, as found"
+    return "stub, as found" if len(text) < 60 and not SENTENCE.search(text) else ""
+
+
 def inserted(text: str, line: str, draw: random.Random) -> str:
     """The text with one more paragraph somewhere."""
     lines = text.split("\n")
@@ -205,10 +177,14 @@ def plants(
     for at, text in enumerate(foreign[: 2 * each]):
         yield Item(f"foreign-{at}", text, "other", "other language")
     for language, texts in pages.items():
-        fresh = texts[: 6 * each]  # these carry plants; the others are clean
-        clean = texts[6 * each :]
+        sound = [text for text in texts if not fault(text)]
+        fresh = sound[: 7 * each]  # these carry plants; the others are clean
+        clean = sound[7 * each :]
         for at, text in enumerate(clean):
             yield Item(f"{language}-{at}", text, language, url=f"http://clean.example/{language}/{at}")
+        for at, text in enumerate(texts):
+            if wrong := fault(text):
+                yield Item(f"found-{language}-{at}", text, language, wrong)
         words = words_of(clean, language)
 
         # Shorter ones are compared by their content alone (deduplicate.shortest).
@@ -244,13 +220,21 @@ def plants(
                 "control characters",
                 out=list("\u200b\u200e\ufeff\x07\x0c\u00ad\u2060\ue000"),
             )
-            line = draw.choice(ADVERTS[language])
+            line = draw.choice(held_out(ADVERTS[language]))
             yield Item(
                 f"advert-{language}-{at}", inserted(fresh[each + at], line, draw), language, "advert line", out=[line]
             )
-            line = draw.choice(MENUS[language])
+            line = draw.choice(held_out(MENUS[language]))
             yield Item(
                 f"menu-{language}-{at}", inserted(fresh[2 * each + at], line, draw), language, "menu line", out=[line]
+            )
+            line = draw.choice(held_out(LOOKALIKES[language]))
+            yield Item(
+                f"lookalike-{language}-{at}",
+                inserted(fresh[6 * each + at], line, draw),
+                language,
+                "line like an advert",
+                stay=[line],
             )
             line, data = private_data(language, draw)
             yield Item(

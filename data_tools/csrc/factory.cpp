@@ -5,8 +5,10 @@
 
 #include <functional>
 
+#include "factory_classifier.h"
 #include "factory_duplicates.h"
 #include "factory_grams.h"
+#include "factory_hints.h"
 #include "factory_measure.h"
 #include "factory_model.h"
 #include "factory_near.h"
@@ -117,7 +119,25 @@ PYBIND11_MODULE(_factory, m) {
         .def(py::init<const std::vector<std::string>&>(), py::arg("phrases"))
         .def("count", [](const WordList& words, const Texts& texts) {
             return for_each<uint32_t>(texts, 1, [&](std::string_view text, uint32_t* out) { *out = words.count(text); });
-        }, py::arg("texts"), "uint32 [texts]");
+        }, py::arg("texts"), "uint32 [texts]")
+        .def("covered", [](const WordList& words, const Texts& texts, size_t least) {
+            return for_each<double>(texts, 1, [&](std::string_view text, double* out) { *out = words.covered(text, least); });
+        }, py::arg("texts"), py::arg("least"), "float64 [texts]: share of the tokens in listed phrases, of which it holds so many")
+        .def("most_covered", [](const WordList& words, std::string_view text, size_t least, size_t longest) {
+            const py::gil_scoped_release release;
+            return words.most_covered(text, least, longest);
+        }, py::arg("text"), py::arg("least"), py::arg("longest"), "The highest of its lines of at most so many bytes");
+
+    py::class_<Hints>(m, "Hints", "Adds up hints of several kinds, line by line.")
+        .def(py::init<const std::vector<std::vector<std::string>>&>(), py::arg("kinds"))
+        .def("score", [](const Hints& hints, const Texts& texts) {
+            return for_each<int32_t>(texts, 1, [&](std::string_view text, int32_t* out) { *out = hints.score(text); });
+        }, py::arg("lines"), "int32 [lines]: different hints, at most two of a kind, less those of the last kind")
+        .def("highest", [](const Hints& hints, std::string_view text, size_t longest) {
+            const py::gil_scoped_release release;
+            return hints.highest(text, longest);
+        }, py::arg("text"), py::arg("longest"), "The highest score of its lines of at most so many bytes");
+
     py::class_<Trainer>(m, "Trainer", "Counts n-grams line by line and writes the model (modified Kneser-Ney).")
         .def(py::init<int, int>(), py::arg("order"), py::arg("prune"))
         .def("add", &Trainer::add, py::arg("text"), py::call_guard<py::gil_scoped_release>())
@@ -129,6 +149,21 @@ PYBIND11_MODULE(_factory, m) {
         .def_property_readonly("language", [](const LanguageModel& model) { return std::string(model.header.language); })
         .def("score", &LanguageModel::score, py::arg("text"), "(sum of natural log probabilities, tokens)")
         .def("perplexity", &perplexity, py::arg("texts"), "float64 [texts]; infinite for a text without tokens");
+
+    py::class_<Classifier>(m, "Classifier", "Tells good text from bad; made by ClassifierTrainer.")
+        .def(py::init(&Classifier::load), py::arg("path"))
+        .def_property_readonly("bits", [](const Classifier& model) { return model.header.bits; })
+        .def_property_readonly("examples", [](const Classifier& model) { return model.header.examples; })
+        .def_property_readonly("language", [](const Classifier& model) { return std::string(model.header.language); })
+        .def("score", [](const Classifier& model, const Texts& texts) {
+            return for_each<double>(texts, 1, [&](std::string_view text, double* out) { *out = model.score(text); });
+        }, py::arg("texts"), "float64 [texts]: log odds that it is bad; infinite for a text without tokens");
+    py::class_<ClassifierTrainer>(m, "ClassifierTrainer", "Logistic regression over hashed runs of tokens.")
+        .def(py::init<uint32_t>(), py::arg("bits"))
+        .def("learn", &ClassifierTrainer::learn, py::arg("good"), py::arg("bad"), py::call_guard<py::gil_scoped_release>())
+        .def("held_out", &ClassifierTrainer::held_out, py::arg("text"), py::call_guard<py::gil_scoped_release>(),
+             "float64 [examples]: scores of the one in twenty that learn leaves out")
+        .def("save", &ClassifierTrainer::save, py::arg("path"), py::arg("language"), py::call_guard<py::gil_scoped_release>());
 
     m.def("content_hash", [](const Texts& texts) {
         return for_each<uint64_t>(texts, 1, [](std::string_view text, uint64_t* out) { *out = content_hash(text); });

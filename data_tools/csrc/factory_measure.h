@@ -75,6 +75,30 @@ class WordList {
         return found;
     }
 
+    // The share of the tokens, numbers apart, that stand in listed phrases, the longest first; 0 for fewer than `least`.
+    double covered(std::string_view text, size_t least) const {
+        std::vector<uint64_t> tokens;
+        for_tokens(text, false, [&](uint64_t hash, Class kind) { if (kind != DIGIT) tokens.push_back(hash); });
+        size_t inside = 0, found = 0;
+        for (size_t at = 0; at < tokens.size();) {
+            size_t longest = 0;
+            if (const auto candidates = phrases_.find(tokens[at]); candidates != phrases_.end())
+                for (const auto& phrase : candidates->second)
+                    if (at + phrase.size() <= tokens.size() && std::equal(phrase.begin(), phrase.end(), tokens.begin() + at))
+                        longest = std::max(longest, phrase.size());
+            inside += longest, found += longest > 0;
+            at += std::max<size_t>(longest, 1);
+        }
+        return tokens.empty() || found < least ? 0 : static_cast<double>(inside) / static_cast<double>(tokens.size());
+    }
+
+    // The highest of a text's lines of at most so many bytes.
+    double most_covered(std::string_view text, size_t least, size_t longest) const {
+        double most = 0;
+        for_short_lines(text, longest, [&](std::string_view line) { most = std::max(most, covered(line, least)); });
+        return most;
+    }
+
   private:
     std::unordered_map<uint64_t, std::vector<std::vector<uint64_t>>> phrases_;
 };

@@ -1,6 +1,7 @@
 // Text as the data factory sees it: code points, their classes, tokens and hashes. No Python in here.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -122,6 +123,16 @@ inline void walk_tokens(std::string_view text, bool marks, Take take) {
 template <class Take>
 inline void for_tokens(std::string_view text, bool marks, Take take) {
     walk_tokens(text, marks, [&](uint64_t hash, Class kind, const char*) { take(hash, kind); });
+}
+
+// Calls take(line) for every line of at most `longest` bytes.
+template <class Take>
+inline void for_short_lines(std::string_view text, size_t longest, Take take) {
+    for (size_t from = 0; from < text.size();) {
+        const size_t stop = std::min(text.find('\n', from), text.size());
+        if (stop - from <= longest) take(text.substr(from, stop - from));
+        from = stop + 1;
+    }
 }
 
 // A hash of the text with case, width, white space, punctuation, symbols and emoji folded away.

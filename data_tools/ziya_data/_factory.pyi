@@ -25,6 +25,23 @@ class WordList:
     def count(self, texts: list[str]) -> NDArray[np.uint32]:
         """[N] occurrences of the listed words and phrases."""
 
+    def covered(self, texts: list[str], least: int) -> NDArray[np.float64]:
+        """[N] share of the words (characters in Chinese), numbers apart, that stand in listed phrases; 0 for a text
+        with fewer phrases than `least`."""
+
+    def most_covered(self, text: str, least: int, longest: int) -> float:
+        """The highest of a text's lines of at most so many bytes of UTF-8."""
+
+class Hints:
+    def __init__(self, kinds: list[list[str]]) -> None:
+        """Phrases of each kind, written as lists/hints.* say; the last kind speaks against."""
+
+    def score(self, lines: list[str]) -> NDArray[np.int32]:
+        """[N] different hints in each line, at most two of a kind, less those that speak against."""
+
+    def highest(self, text: str, longest: int) -> int:
+        """The highest score of a text's lines of at most so many bytes of UTF-8."""
+
 class Trainer:
     def __init__(self, order: int, prune: int) -> None: ...
     def add(self, text: str) -> None: ...
@@ -40,6 +57,26 @@ class LanguageModel:
 
     def perplexity(self, texts: list[str]) -> NDArray[np.float64]:
         """[N]; infinite for a text without tokens."""
+
+class Classifier:
+    bits: int
+    examples: int
+    language: str
+    def __init__(self, path: str) -> None: ...
+    def score(self, texts: list[str]) -> NDArray[np.float64]:
+        """[N] log odds that a text is bad; infinite for one without tokens."""
+
+class ClassifierTrainer:
+    def __init__(self, bits: int) -> None:
+        """2**bits weights."""
+
+    def learn(self, good: str, bad: str) -> None:
+        """One pass over two pieces of text, mixed evenly, but for one example in twenty."""
+
+    def held_out(self, text: str) -> list[float]:
+        """Scores of those that `learn` leaves out."""
+
+    def save(self, path: str, language: str) -> None: ...
 
 def scripts(texts: list[str]) -> NDArray[np.uint32]:
     """[N, 5] letters: Han, kana, Hangul, Latin, other."""

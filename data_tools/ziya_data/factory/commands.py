@@ -1,6 +1,7 @@
 """`ziya factory run | train-scorer | inspect | explain | tighten | sheet`."""
 
 import argparse
+import math
 from pathlib import Path
 
 
@@ -61,25 +62,40 @@ def part(given: str) -> tuple[int, int] | None:
 
 
 def train_scorer(argv: list[str]) -> int:
-    """Trains a language model and says how large it is."""
+    """Trains a language model, or a classifier, and says how large it is."""
     arguments = parser(
         "train-scorer",
-        "Train the n-gram model whose perplexity ranks documents.",
+        "Train the n-gram model whose perplexity ranks documents, or a classifier of good against bad text.",
         "--language zh --text wikipedia.zh.txt --out scorer.zh.bin",
     )
     arguments.add_argument("--language", required=True, choices=("zh", "en"))
     arguments.add_argument("--text", required=True, type=Path, help="reference text, a sentence or paragraph a line")
     arguments.add_argument("--out", required=True, type=Path)
+    arguments.add_argument("--method", choices=("perplexity", "classifier"), default="perplexity")
     arguments.add_argument("--order", type=int, default=0, help="tokens in the longest gram (default: zh 4, en 3)")
     arguments.add_argument(
         "--prune", type=int, default=1, help="leave out grams of 3 and more seen so often (default 1)"
     )
+    arguments.add_argument(
+        "--against", type=Path, metavar="FILE", help="classifier: raw web text, one paragraph a line"
+    )
+    arguments.add_argument("--bits", type=int, default=20, help="classifier: 2**BITS weights (default 20: 4 MB)")
+    arguments.add_argument("--passes", type=int, default=20, help="classifier: over both texts (default 20)")
     given = arguments.parse_args(argv)
     from ziya_data.factory import score
 
-    model = score.train(given.language, given.text, given.out, given.order, given.prune)
-    size = given.out.stat().st_size / 1e6
-    print(f"{given.out}: {model.grams:,} grams up to {model.order} tokens, {size:.1f} MB")
+    if (given.method == "classifier") != (given.against is not None):
+        raise ValueError("--against FILE names the bad text of --method classifier; give both or neither")
+    if given.method == "classifier":
+        found, apart = score.train_classifier(
+            given.language, given.text, given.against, given.out, given.bits, given.passes
+        )
+        rank = "too few to hold any out" if math.isnan(apart) else f"{100 * apart:.2f} % of held-out pairs ranked right"
+        said = f"{found.examples // given.passes:,} examples, {rank}"
+    else:
+        model = score.train(given.language, given.text, given.out, given.order, given.prune)
+        said = f"{model.grams:,} grams up to {model.order} tokens"
+    print(f"{given.out}: {said}, {given.out.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

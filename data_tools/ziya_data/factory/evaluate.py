@@ -9,7 +9,6 @@ from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
 
-from ziya_data._factory import LanguageModel
 from ziya_data.document import Document
 from ziya_data.factory import score
 from ziya_data.factory.language import identify
@@ -54,7 +53,7 @@ def chosen(name: str, seed: int, purpose: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def evaluate(sample: list[Document], settings: Evaluate, models: dict[str, LanguageModel]) -> dict[str, Any]:
+def evaluate(sample: list[Document], settings: Evaluate, models: dict[str, score.Scorer]) -> dict[str, Any]:
     """The gate's verdict on a sample: {passed, documents, failed, metrics: {name: {level, rate, limit, ...}}}."""
     flagged = flags(sample, settings, models)
     limits = {1: settings.level_1, 2: settings.level_2, 3: settings.level_3}
@@ -74,8 +73,9 @@ def evaluate(sample: list[Document], settings: Evaluate, models: dict[str, Langu
     return {"passed": not failed and bool(sample), "documents": len(sample), "failed": failed, "metrics": metrics}
 
 
-def flags(sample: list[Document], settings: Evaluate, models: dict[str, LanguageModel]) -> dict[str, list[str]]:
-    """Metric -> ids of the documents that count against it. Measures perplexity into metadata."""
+def flags(sample: list[Document], settings: Evaluate, models: dict[str, score.Scorer]) -> dict[str, list[str]]:
+    """Metric -> ids of the documents that count against it. Puts each one's score into metadata; only a perplexity
+    tells an incoherent text, or one that says nothing new."""
     flagged: dict[str, list[str]] = {name: [] for name in METRICS}
     groups: dict[tuple[str, str], list[Document]] = {}
     for document in sample:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli_w
 
-from ziya_data._factory import LanguageModel
+from ziya_data._factory import Classifier
 from ziya_data.document import Document
 from ziya_data.factory import output, score, storage
 from ziya_data.factory.evaluate import chosen, evaluate
@@ -27,7 +27,7 @@ def finish(
     shards: list[Shard],
     work: Path,
     out: Path,
-    models: dict[str, LanguageModel],
+    models: dict[str, score.Scorer],
     total: Tally,
     by_source: dict[str, Tally],
     bounds: dict[str, Bounds],
@@ -58,7 +58,7 @@ def finish(
             reason: {"documents": n, "bytes": total.reason_bytes[reason]} for reason, n in total.reasons.most_common()
         },
         "struck": dict(total.struck.most_common()),
-        "score": scores(by_source, bounds),
+        "score": scores(by_source, bounds, models),
         "samples": total.samples,
         "drop_samples": drop_samples(total),
         "evaluate": verdict,
@@ -145,8 +145,11 @@ def funnel(by_source: dict[str, Tally]) -> list[dict[str, Any]]:
     return rows
 
 
-def scores(by_source: dict[str, Tally], bounds: dict[str, Bounds]) -> list[dict[str, Any]]:
-    """Histograms of perplexity in bins of a tenth of a factor e, with the cuts, for the report."""
+def scores(
+    by_source: dict[str, Tally], bounds: dict[str, Bounds], models: dict[str, score.Scorer]
+) -> list[dict[str, Any]]:
+    """Histograms of perplexity in bins of a tenth of a factor e, or of a classifier's score in tenths, with the cuts,
+    for the report."""
     rows = []
     for name, tally in by_source.items():
         for language, histogram in sorted(tally.histograms.items()):
@@ -154,13 +157,15 @@ def scores(by_source: dict[str, Tally], bounds: dict[str, Bounds]) -> list[dict[
             for place, n in histogram.items():
                 coarse[place * 10 // score.STEP] += n
             cut = bounds[name].get(language)
+            measure = "score" if isinstance(models[language], Classifier) else "perplexity"
             rows.append(
                 {
                     "source": name,
                     "language": language,
+                    "measure": measure,
                     "histogram": {str(place): coarse[place] for place in sorted(coarse)},
-                    "high": round(score.middle_of(cut[0]), 2) if cut else None,
-                    "medium": round(score.middle_of(cut[1]), 2) if cut else None,
+                    "high": round(score.middle_of(cut[0], measure), 2) if cut else None,
+                    "medium": round(score.middle_of(cut[1], measure), 2) if cut else None,
                 }
             )
     return rows

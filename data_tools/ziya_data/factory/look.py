@@ -83,7 +83,7 @@ def find(recipe: recipes.Recipe, name: str) -> Document:
 
 
 def explain_score(out: Path, recipe: recipes.Recipe, source: recipes.Source, document: Document) -> Iterator[str]:
-    """Its perplexity beside the cuts of its source and language."""
+    """Its perplexity, or its score by a classifier, beside the cuts of its source and language."""
     models = score.load_models(recipe.score)
     if "score" in source.skip or document.language not in models:
         yield "score        not scored"
@@ -92,9 +92,11 @@ def explain_score(out: Path, recipe: recipes.Recipe, source: recipes.Source, doc
     report = storage.read_json(out / "report.json")
     for row in report["score"]:
         if row["source"] == source.name and row["language"] == document.language:
-            value = document.metadata["perplexity"]
-            bounds = f"high up to {row['high']}, medium up to {row['medium']}" if row["high"] else "too few to rank"
-            yield f"score        perplexity {value:.2f}; {source.name} {document.language}: {bounds}"
+            name = row.get("measure", "perplexity")  # runs of before there were classifiers say nothing
+            bounds = (
+                "too few to rank" if row["high"] is None else f"high up to {row['high']}, medium up to {row['medium']}"
+            )
+            yield f"score        {name} {document.metadata[name]:.2f}; {source.name} {document.language}: {bounds}"
 
 
 def explain_rules(recipe: recipes.Recipe, document: Document) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The parts applied to one shard: what pipeline.py starts in processes. Every step leaves files and a tally.
 
-prepare       read, preprocess, measure perplexity
-filter_shard  cut by perplexity, rules, benchmarks; fingerprints of what stays
+prepare       read, preprocess, score
+filter_shard  cut by score, rules, benchmarks; fingerprints of what stays
 write_shard   what de-duplication decided by the fingerprints, carried out: the files that the user gets
 """
 
@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from ziya_data._factory import LanguageModel
 from ziya_data.document import Document
 from ziya_data.factory import fingerprints, score, storage
 from ziya_data.factory.decontaminate import decontaminate
@@ -84,8 +83,8 @@ def stored(folder: Path, shard: Shard, tally: Tally) -> Iterator[list[Document]]
         yield batch
 
 
-def prepare(shard: Shard, recipe: Recipe, models: dict[str, LanguageModel], folder: Path) -> Tally:
-    """Read, preprocess, and measure perplexity; the cut itself waits until the whole source is measured."""
+def prepare(shard: Shard, recipe: Recipe, models: dict[str, score.Scorer], folder: Path) -> Tally:
+    """Read, preprocess, and score; the cut itself waits until the whole source is measured."""
     tally = Tally()
     with ExitStack() as stack:
         output = Output(stack, folder, shard)
@@ -114,8 +113,8 @@ def prepare(shard: Shard, recipe: Recipe, models: dict[str, LanguageModel], fold
                 score.measure(stay, models)
             for document in stay:
                 tally.count("preprocess", document, document.metadata["size"])
-                if "perplexity" in document.metadata:
-                    tally.histograms[document.language][score.bin_of(document.metadata["perplexity"])] += 1
+                if (place := score.place_of(document)) is not None:
+                    tally.histograms[document.language][place] += 1
             tally.seconds["score"] += time.perf_counter() - begin
             output.keep(stay, tally)
 
@@ -124,7 +123,7 @@ Bounds = dict[str, tuple[int, int] | None]
 
 
 def filter_shard(shard: Shard, recipe: Recipe, bounds: Bounds, before: Path, folder: Path) -> Tally:
-    """The cut by perplexity, then the rules. `bounds` is language -> bins of this source."""
+    """The cut by score, then the rules. `bounds` is language -> bins of this source."""
     tally = Tally()
     with ExitStack() as stack:
         output = Output(stack, folder, shard)

@@ -1,12 +1,15 @@
 """The report's pictures, as SVG text to put into the page."""
 
 import io
+import math
 import re
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+
+from ziya_data.factory import score
 
 LEFT, GREY = "#2a6f97", "#b8bfc6"
 COLOURS = ("#2a6f97", "#e07a5f", "#81b29a", "#f2cc8f", "#6d597a", "#8d99ae", "#bc6c25", "#457b9d", "#a3b18a", "#d4a5a5")
@@ -95,8 +98,9 @@ def reasons(report: dict[str, Any], most: int = 20) -> str:
 
 
 def scores(report: dict[str, Any]) -> str:
-    """Histogram of perplexity of each ranked source and language, with the cuts between high, medium and dropped."""
-    rows = [row for row in report["score"] if row["high"]]
+    """Histogram of the perplexity, or a classifier's score, of each ranked source and language, with the cuts between
+    high, medium and dropped."""
+    rows = [row for row in report["score"] if row["high"] is not None]
     if not rows:
         return ""
     columns = 3
@@ -106,12 +110,16 @@ def scores(report: dict[str, Any]) -> str:
     for axes in grid.flat[len(rows) :]:
         axes.set_visible(False)
     for axes, row in zip(grid.flat, rows, strict=False):
-        places = [2.718281828 ** ((int(place) + 0.5) / 10) for place in row["histogram"]]
-        axes.bar(places, row["histogram"].values(), [place * 0.1 for place in places], color=LEFT)
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        heights = [(int(place) + 0.5) / 10 for place in row["histogram"]]
+        if row["measure"] == "perplexity":
+            places = [math.exp(height) for height in heights]
+            axes.bar(places, row["histogram"].values(), [place * 0.1 for place in places], color=LEFT)
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.bar([height - score.EVEN for height in heights], row["histogram"].values(), 0.1, color=LEFT)
         for name, colour in (("high", COLOURS[2]), ("medium", COLOURS[1])):
-            if row[name]:
+            if row[name] is not None:
                 axes.axvline(row[name], color=colour, linewidth=1.5)
         axes.set_title(f"{row['source']} {row['language']}", fontsize=8)
         axes.tick_params(labelsize=7)

@@ -51,9 +51,10 @@ class Preprocess:
 @dataclass(frozen=True)
 class Score:
     models: dict[str, str] = field(default_factory=dict)
-    """Language -> file made by `ziya factory train-scorer`; a language without one is not scored."""
+    """Language -> file made by `ziya factory train-scorer`, which says itself whether it is an n-gram model or a
+    classifier; a language without one is not scored."""
     high: float = 0.30
-    """The best 30 % by perplexity, within a language and source, are `high` (Ziya2, section 2.1)."""
+    """The best 30 % by that score, within a language and source, are `high` (Ziya2, section 2.1)."""
     medium: float = 0.60
     """Up to here `medium`, the rest is dropped. What Ziya2 ranked together it does not say; within language and source,
     or a source that merely reads unlike an encyclopaedia would go as a whole. Its own 30.94 % for score and rules

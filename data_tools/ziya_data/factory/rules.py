@@ -7,9 +7,11 @@ import numpy as np
 from ziya_data._factory import FACTS
 from ziya_data.document import Document
 from ziya_data.factory.rules_document import DOCUMENT_RULES, Facts, Limits, Page, Pages, Rule, too_short
-from ziya_data.factory.rules_text import TEXT_RULES, TextRule
+from ziya_data.factory.rules_paragraph import PARAGRAPH_RULES
+from ziya_data.factory.rules_text import REPAIR_RULES, SENTENCE_RULES, TextRule
 from ziya_data.factory.words import measure
 
+TEXT_RULES: tuple[TextRule, ...] = (*PARAGRAPH_RULES, *SENTENCE_RULES, *REPAIR_RULES)
 RULES: tuple[Rule | TextRule, ...] = (*DOCUMENT_RULES, *TEXT_RULES)
 """Every rule by its name in the recipe; `ziya factory explain` shows each one's value for a document."""
 

@@ -117,9 +117,9 @@ def visible(pages: Pages) -> Values:
     return np.maximum(pages.facts.characters - pages.facts.spaces, 40.0)
 
 
-@below(zh=15, en=60)
+@below(zh=15, en=35)
 def too_short(pages: Pages) -> Values:
-    """Characters that are not white space: a title or a stub teaches nothing."""
+    """Characters that are not white space: a title or a stub teaches nothing; a sentence that defines a word may."""
     return pages.facts.characters - pages.facts.spaces
 
 
@@ -135,9 +135,9 @@ def symbol_ratio(pages: Pages) -> Values:
     return pages.facts.symbols / visible(pages)
 
 
-@above(zh=0.30, en=0.25)
+@above(zh=0.35, en=0.25)
 def digit_ratio(pages: Pages) -> Values:
-    """Digits per visible character: tables, price lists, results."""
+    """Digits per visible character: tables, price lists, results. Chinese news of harvests and dates reaches 0.31."""
     return pages.facts.digits / visible(pages)
 
 
@@ -153,7 +153,7 @@ def url_ratio(pages: Pages) -> Values:
     return pages.facts.url_characters / visible(pages)
 
 
-@above(zh=0.10, en=0.08)
+@above(zh=0.15, en=0.08)
 def bracket_ratio(pages: Pages) -> Values:
     """Round and square brackets per visible character: reference lists, forms."""
     return pages.facts.brackets / visible(pages)
@@ -165,9 +165,9 @@ def brace_ratio(pages: Pages) -> Values:
     return pages.facts.braces / visible(pages)
 
 
-@above(zh=0.3, en=0.3)
+@above(zh=0.4, en=0.3)
 def ellipsis_lines(pages: Pages) -> Values:
-    """Share of lines that end in an ellipsis: teasers cut short. From four lines on."""
+    """Share of lines that end in an ellipsis: teasers cut short. From four lines on. Chinese prose is fond of them."""
     return share(pages.facts.ellipsis_lines, pages.facts.lines, 4)
 
 
@@ -299,9 +299,10 @@ def toxic_words(pages: Pages) -> Values:
 
 @above(zh=20, en=25)
 def navigation_words(pages: Pages) -> Values:
-    """Phrases of menus and footers (lists/navigation.*) per 1,000 characters or words, from three on."""
+    """Phrases of menus and footers (lists/navigation.*) per 1,000 characters or words, from four on: a page with one
+    bar is repaired (paragraph_navigation)."""
     return np.where(
-        pages.facts.navigation >= 3, 1000 * pages.facts.navigation / np.maximum(pages.facts.tokens, 1.0), 0.0
+        pages.facts.navigation >= 4, 1000 * pages.facts.navigation / np.maximum(pages.facts.tokens, 1.0), 0.0
     )
 
 

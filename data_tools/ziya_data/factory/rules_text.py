@@ -1,6 +1,6 @@
-"""Rules below the document: paragraphs and sentences that go, and what is repaired in place.
+"""Rules below the paragraph: sentences that go, and what is repaired in place.
 
-Each takes the text and gives it back changed, with how often it struck. A paragraph is a line.
+Each takes the text and gives it back changed, with how often it struck.
 """
 
 import html
@@ -27,100 +27,6 @@ class TextRule:
 
 def rule(level: str, zh: float | None, en: float | None) -> Callable[[Change], TextRule]:
     return lambda f: TextRule(f.__name__, level, (f.__doc__ or "").strip(), {"zh": zh, "en": en}, f)
-
-
-def without(text: str, goes: Callable[[list[str]], list[bool]]) -> tuple[str, int]:
-    """The text without the lines for which `goes` says so."""
-    lines = text.split("\n")
-    marks = goes(lines)
-    if not any(marks):
-        return text, 0
-    return "\n".join(line for line, gone in zip(lines, marks, strict=True) if not gone).strip("\n"), sum(marks)
-
-
-@rule("paragraph", zh=60, en=160)
-def paragraph_advert(text: str, page: Page, limit: float) -> tuple[str, int]:
-    """Removes a paragraph with an advertising phrase when it is shorter than the limit, or holds two of them."""
-    if not page.facts.advert:
-        return text, 0
-
-    def goes(lines: list[str]) -> list[bool]:
-        counts = words("advert", page.language).count(lines).tolist()
-        return [n >= 2 or (n == 1 and len(line) < limit) for n, line in zip(counts, lines, strict=True)]
-
-    return without(text, goes)
-
-
-@rule("paragraph", zh=30, en=60)
-def paragraph_navigation(text: str, page: Page, limit: float) -> tuple[str, int]:
-    """Removes a paragraph with a phrase of menus and footers that is shorter than the limit."""
-    if not page.facts.navigation:
-        return text, 0
-
-    def goes(lines: list[str]) -> list[bool]:
-        counts = words("navigation", page.language).count(lines).tolist()
-        return [n >= 1 and len(line) < limit * n for n, line in zip(counts, lines, strict=True)]
-
-    return without(text, goes)
-
-
-MENU_MARK = re.compile(r"\s*[|｜›»>]\s*")
-
-
-def is_menu(line: str, limit: float) -> bool:
-    items = [item for item in MENU_MARK.split(line) if item]
-    short = len(items) >= 3 and sum(map(len, items)) <= limit * len(items)
-    return short and not line.startswith("|") and line[-1] not in "。！？.!?…"
-
-
-@rule("paragraph", zh=8, en=20)
-def paragraph_menu(text: str, page: Page, limit: float) -> tuple[str, int]:
-    """Removes a paragraph of three items and more between | or > that are at most so long on average and end no
-    sentence: a menu, a trail of crumbs. A row of a Markdown table, which begins with |, stays."""
-    if not any(mark in text for mark in "|｜›»>"):
-        return text, 0
-    return without(text, lambda lines: [is_menu(line, limit) for line in lines])
-
-
-LINK_LINE = re.compile(r"(?m)^\s*(?:\S{0,12}[:：]\s*)?(?:https?://|www\.)\S+\s*$")
-
-
-@rule("paragraph", zh=1, en=1)
-def paragraph_link(text: str, page: Page, limit: float) -> tuple[str, int]:
-    """Removes a paragraph that is nothing but a web address."""
-    return (
-        without(text, lambda lines: [bool(LINK_LINE.match(line)) for line in lines])
-        if "://" in text or "www." in text
-        else (text, 0)
-    )
-
-
-NO_WORD = re.compile(r"(?m)^[^\w\n]{4,}$")
-
-
-@rule("paragraph", zh=1, en=1)
-def paragraph_marks(text: str, page: Page, limit: float) -> tuple[str, int]:
-    """Removes a paragraph of marks alone: separators, `| | |`, `----`."""
-    if not NO_WORD.search(text):
-        return text, 0
-    return without(text, lambda lines: [bool(NO_WORD.match(line)) for line in lines])
-
-
-@rule("paragraph", zh=20, en=40)
-def paragraph_repeated(text: str, page: Page, limit: float) -> tuple[str, int]:
-    """Keeps the first of equal paragraphs that are at least so long."""
-    if not page.facts.repeated_line_characters:
-        return text, 0
-    seen: set[str] = set()
-
-    def goes(lines: list[str]) -> list[bool]:
-        marks = []
-        for line in lines:
-            marks.append(len(line) >= limit and line in seen)
-            seen.add(line)
-        return marks
-
-    return without(text, goes)
 
 
 SENTENCE = re.compile(r"(?<=[。！？!?…])(?![。！？!?…”’」』）)\"])|(?<=[.!?][ \n])|(?<=\n)")
@@ -270,8 +176,5 @@ def mark_runs(text: str, page: Page, limit: float) -> tuple[str, int]:
     return MARK_RUN.subn(shorter, text) if page.facts.longest_mark_run >= 3 or text != page.text else (text, 0)
 
 
-TEXT_RULES: tuple[TextRule, ...] = (
-    paragraph_advert, paragraph_navigation, paragraph_menu, paragraph_link, paragraph_marks, paragraph_repeated,
-    sentence_toxic, sentence_cut, sentence_repeated,
-    html_residue, mask_mail, mask_identity, mask_card, mask_phone, mark_runs,
-)  # fmt: skip
+SENTENCE_RULES: tuple[TextRule, ...] = (sentence_toxic, sentence_cut, sentence_repeated)
+REPAIR_RULES: tuple[TextRule, ...] = (html_residue, mask_mail, mask_identity, mask_card, mask_phone, mark_runs)

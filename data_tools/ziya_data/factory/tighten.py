@@ -110,11 +110,13 @@ class Sample:
     def ranks_of(self, report: dict[str, Any]) -> NDArray[np.float64]:
         """[documents] share of its source and language that reads better; NaN where documents are not ranked."""
         ranks = np.full(len(self.documents), np.nan)
-        rows = {(row["source"], row["language"]): row["histogram"] for row in report["score"] if row["high"]}
+        ranked = [row for row in report["score"] if row["high"] is not None]
+        rows = {(row["source"], row["language"]): row["histogram"] for row in ranked}
         for i, document in enumerate(self.documents):
             histogram = rows.get((document.source, document.language))
-            if histogram and "perplexity" in document.metadata:
-                mine = math.log(max(document.metadata["perplexity"], 1.0)) * 10
+            place_here = score.place_of(document)
+            if histogram and place_here is not None:
+                mine = place_here * 10 / score.STEP
                 below = sum(n * min(max(mine - int(place), 0.0), 1.0) for place, n in histogram.items())
                 ranks[i] = min(below / sum(histogram.values()), self.recipe.score.medium)
         return ranks

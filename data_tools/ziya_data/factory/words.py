@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from ziya_data._factory import Measure, WordList
+from ziya_data._factory import Hints, Measure, WordList
 
 COUNTED = ("advert", "toxic", "navigation")
 LISTS = Path(__file__).parent / "lists"
@@ -24,6 +24,24 @@ def listed(name: str, language: str) -> list[str]:
 @cache
 def words(name: str, language: str) -> WordList:
     return WordList(listed(name, language))
+
+
+@cache
+def menu(language: str) -> WordList:
+    """What bars and buttons say, by single words and by phrases."""
+    return WordList(listed("menu", language) + listed("navigation", language))
+
+
+@cache
+def hints(language: str) -> Hints:
+    """What lists/hints.* holds of a language, by its [kinds]."""
+    kinds: list[list[str]] = []
+    for line in listed("hints", language):
+        if line.startswith("["):
+            kinds.append([])
+        else:
+            kinds[-1].append(line)
+    return Hints(kinds)
 
 
 @cache

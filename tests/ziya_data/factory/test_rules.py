@@ -50,7 +50,7 @@ DROPPED = {
     "advert_words": {"zh": [ZH + "加微信，限时优惠！"], "en": [EN + "Buy now! Free shipping!"]},
     "toxic_words": {"zh": [ZH + "色情片，裸聊。"], "en": [EN + "porn, xxx videos."]},
     "navigation_words": {
-        "zh": [ZH + "上一篇 下一篇 版权所有"],
+        "zh": [ZH + "上一篇 下一篇 版权所有 返回顶部"],
         "en": [EN + "Privacy policy. Sign in. Contact us. About us."],
     },
 }
@@ -58,10 +58,18 @@ DROPPED = {
 # rule -> (before, after)
 CHANGED = {
     "paragraph_advert": {"zh": (f"{ZH}\n加微信领取！", ZH), "en": (f"{EN}\nFree shipping on everything!", EN)},
+    "paragraph_pitch": {
+        "zh": (f"{ZH}\n名额有限，电话报名，免费试听。\n{ZH[:-1]}！", f"{ZH}\n{ZH[:-1]}！"),
+        "en": (f"{EN}\nCall today for your free estimate!", EN),
+    },
     "paragraph_navigation": {"zh": (f"{ZH}\n上一篇：他们", ZH), "en": (f"All rights reserved.\n{EN}", EN)},
     "paragraph_menu": {
         "zh": (f"首页 | 新闻 | 体育\n{ZH}\n位置：首页 > 新闻中心 > 正文", ZH),
-        "en": (f"{EN}\nHome › Blog › 2012\n| a | b | c |", f"{EN}\n| a | b | c |"),
+        "en": (f"{EN}\nHome › Blog › 2012\nHome / Products / Knives\n| a | b | c |", f"{EN}\n| a | b | c |"),
+    },
+    "paragraph_buttons": {
+        "zh": (f"{ZH}\n回复 收藏 分享 打印 关闭", ZH),
+        "en": (f"Older Newer Share Print\n{EN}\nShare of the votes", f"{EN}\nShare of the votes"),
     },
     "paragraph_link": {"zh": (f"{ZH}\n来源：http://a.com/b", ZH), "en": (f"{EN}\nwww.example.org", EN)},
     "paragraph_marks": {"zh": (f"{ZH}\n-----\n{ZH[:-1]}！", f"{ZH}\n{ZH[:-1]}！"), "en": (f"{EN}\n| | | |", EN)},

@@ -1,0 +1,161 @@
+"""Rules on paragraphs: adverts, menus, buttons, links, repeats go. A paragraph is a line.
+
+Each takes the text and gives it back changed, with how often it struck.
+"""
+
+import re
+from collections.abc import Callable
+
+from ziya_data.factory.rules_document import Page
+from ziya_data.factory.rules_text import TextRule, rule
+from ziya_data.factory.words import hints, menu, words
+
+
+def without(text: str, goes: Callable[[list[str]], list[bool]]) -> tuple[str, int]:
+    """The text without the lines for which `goes` says so."""
+    lines = text.split("\n")
+    marks = goes(lines)
+    if not any(marks):
+        return text, 0
+    return "\n".join(line for line, gone in zip(lines, marks, strict=True) if not gone).strip("\n"), sum(marks)
+
+
+@rule("paragraph", zh=60, en=160)
+def paragraph_advert(text: str, page: Page, limit: float) -> tuple[str, int]:
+    """Removes a paragraph with an advertising phrase (lists/advert.*) when it is shorter than the limit and does not
+    read like a report (lists/hints.*), or holds two of them."""
+    if not page.facts.advert:
+        return text, 0
+
+    def goes(lines: list[str]) -> list[bool]:
+        counts = words("advert", page.language).count(lines).tolist()
+        scores = hints(page.language).score(lines).tolist()
+        found = zip(counts, scores, lines, strict=True)
+        return [n >= 2 or (n == 1 and score > 0 and len(line) < limit) for n, score, line in found]
+
+    return without(text, goes)
+
+
+REACH = {"zh": 25, "en": 60}
+"""Characters for which one hint may speak: hints thinly spread over a long paragraph say nothing."""
+SHORT = {"zh": 24, "en": 30}
+"""Characters up to which a paragraph that is no whole sentence needs one hint less: `scan for our app` has no room."""
+LONGEST_PITCH = 1000
+"""Bytes of UTF-8 beyond which not even as many hints as can be counted, twelve, would do."""
+
+
+@rule("paragraph", zh=4, en=4)
+def paragraph_pitch(text: str, page: Page, limit: float) -> tuple[str, int]:
+    """Removes a paragraph with so many hints that it sells something (lists/hints.*: calls to act, urgency, offers,
+    contacts, a seller's voice, trades; at most two of a kind count, and what tells or reports counts against)."""
+    found, language = hints(page.language), page.language
+    if language not in REACH or found.highest(text, LONGEST_PITCH) < limit - 1:
+        return text, 0
+
+    def least(line: str) -> float:
+        return limit - (len(line) <= SHORT[language] and not line.endswith(("。", ".", "；", ";")))
+
+    def goes(lines: list[str]) -> list[bool]:
+        scores = found.score(lines).tolist()
+        return [len(line) <= REACH[language] * n and n >= least(line) for n, line in zip(scores, lines, strict=True)]
+
+    return without(text, goes)
+
+
+@rule("paragraph", zh=30, en=60)
+def paragraph_navigation(text: str, page: Page, limit: float) -> tuple[str, int]:
+    """Removes a paragraph with a phrase of menus and footers that is shorter than the limit."""
+    if not page.facts.navigation:
+        return text, 0
+
+    def goes(lines: list[str]) -> list[bool]:
+        counts = words("navigation", page.language).count(lines).tolist()
+        return [n >= 1 and len(line) < limit * n for n, line in zip(counts, lines, strict=True)]
+
+    return without(text, goes)
+
+
+MENU_MARK = re.compile(r"\s*[|｜›»>]\s*|\s+/\s+")
+
+
+def is_menu(line: str, limit: float) -> bool:
+    items = [item for item in MENU_MARK.split(line) if item]
+    short = len(items) >= 3 and sum(map(len, items)) <= limit * len(items)
+    return short and not line.startswith("|") and line[-1] not in "。！？.!?…"
+
+
+@rule("paragraph", zh=8, en=20)
+def paragraph_menu(text: str, page: Page, limit: float) -> tuple[str, int]:
+    """Removes a paragraph of three items and more between |, > or / that are at most so long on average and end no
+    sentence: a menu, a trail of crumbs. A row of a Markdown table, which begins with |, stays."""
+    if not any(mark in text for mark in ("|", "｜", "›", "»", ">", " / ")):
+        return text, 0
+    return without(text, lambda lines: [is_menu(line, limit) for line in lines])
+
+
+ITEMS = {"zh": 4, "en": 3}
+"""Phrases of a bar: preprocessing has closed the gaps between Chinese ones, and three may be a title."""
+LONGEST_BAR = 300
+"""Bytes of UTF-8."""
+
+
+@rule("paragraph", zh=0.8, en=0.8)
+def paragraph_buttons(text: str, page: Page, limit: float) -> tuple[str, int]:
+    """Removes a paragraph that ends no sentence and stands, to this share, in lists of what bars, buttons, pagers and
+    bylines say (lists/menu.*, lists/navigation.*): three English words and more, four Chinese ones."""
+    found, least = menu(page.language), ITEMS.get(page.language, 3)
+    if found.most_covered(text, least, LONGEST_BAR) < limit:
+        return text, 0
+
+    def goes(lines: list[str]) -> list[bool]:
+        shares = found.covered(lines, least).tolist()
+        return [n >= limit and line.rstrip()[-1] not in "。！？.!?…" for n, line in zip(shares, lines, strict=True)]
+
+    return without(text, goes)
+
+
+LINK_LINE = re.compile(r"(?m)^\s*(?:\S{0,12}[:：]\s*)?(?:https?://|www\.)\S+\s*$")
+
+
+@rule("paragraph", zh=1, en=1)
+def paragraph_link(text: str, page: Page, limit: float) -> tuple[str, int]:
+    """Removes a paragraph that is nothing but a web address."""
+    return (
+        without(text, lambda lines: [bool(LINK_LINE.match(line)) for line in lines])
+        if "://" in text or "www." in text
+        else (text, 0)
+    )
+
+
+NO_WORD = re.compile(r"(?m)^[^\w\n]{4,}$")
+
+
+@rule("paragraph", zh=1, en=1)
+def paragraph_marks(text: str, page: Page, limit: float) -> tuple[str, int]:
+    """Removes a paragraph of marks alone: separators, `| | |`, `----`."""
+    if not NO_WORD.search(text):
+        return text, 0
+    return without(text, lambda lines: [bool(NO_WORD.match(line)) for line in lines])
+
+
+@rule("paragraph", zh=20, en=40)
+def paragraph_repeated(text: str, page: Page, limit: float) -> tuple[str, int]:
+    """Keeps the first of equal paragraphs that are at least so long."""
+    if not page.facts.repeated_line_characters:
+        return text, 0
+    seen: set[str] = set()
+
+    def goes(lines: list[str]) -> list[bool]:
+        marks = []
+        for line in lines:
+            marks.append(len(line) >= limit and line in seen)
+            seen.add(line)
+        return marks
+
+    return without(text, goes)
+
+
+PARAGRAPH_RULES: tuple[TextRule, ...] = (
+    paragraph_advert, paragraph_pitch, paragraph_navigation, paragraph_menu, paragraph_buttons, paragraph_link,
+    paragraph_marks, paragraph_repeated,
+)  # fmt: skip

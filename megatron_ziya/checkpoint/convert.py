@@ -236,13 +236,18 @@ def check_vocabulary(tokenizer: Path, pieces: int, rows: int) -> None:
 
 
 def check_target(out: Path, source: Path) -> None:
-    """Raises ValueError when `out` is the source, holds a run's work, or what no conversion of ours wrote."""
+    """Says it when an earlier conversion's `out` will be replaced.
+
+    Raises ValueError when `out` is the source, holds a run's work, or what no conversion of ours wrote.
+    """
     if out.resolve() == source.resolve():
         raise ValueError(f"{out} is the source itself; give another folder")
     ours = (out / "manifest.json").is_file() or (out / RECORD).is_file()
     if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and was not written by a conversion; give another folder or remove it")
     refuse_replacing(out)
+    if ours:
+        print(f"{out} holds what an earlier conversion wrote; it is replaced once this one is whole")
 
 
 def settle(temporary: Path, out: Path, record: str, proof: Proof | None) -> None:

@@ -64,9 +64,12 @@ def allowed(report: dict[str, Any], items: int) -> int:
 def judge(out: Path, verdict: Path) -> dict[str, Any]:
     """What the marks in `verdict` (a file that the page saved) say; also written to OUT/verdict.json.
 
-    Raises ValueError when the file is none of the page's, or of another run than `out` holds now.
+    Raises FileNotFoundError without that file, ValueError when it is none of the page's, or of another run than `out`
+    holds now.
     """
     report = storage.read_json(finished(out) / "report.json")
+    if not verdict.is_file():
+        raise FileNotFoundError(f"no marks at {verdict}; press S on the sheet's page and name the file that it saves")
     try:
         given = json.loads(verdict.read_text(encoding="utf-8"))
         run, count, marks = given["run"], int(given["items"]), dict(given["marks"])

@@ -67,6 +67,8 @@ def expand(argv: list[str]) -> int:
     count = arguments.count
     if count is None and files:
         count = expansion.ZIYA2_COUNT
+    if (arguments.out / "expansion.json").is_file():
+        print(f"{arguments.out} holds an earlier expansion; it is replaced once this one is whole")
     result = expansion.expand(
         arguments.base,
         arguments.out,

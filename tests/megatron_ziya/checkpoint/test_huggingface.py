@@ -270,7 +270,7 @@ def test_tied_head_that_differs_is_refused(tmp_path):
         HuggingFaceFolder(source)
 
 
-def test_targets_are_guarded(source, tokenizer, tmp_path):
+def test_targets_are_guarded(source, tokenizer, tmp_path, capsys):
     before = tensors(source)
     with pytest.raises(ValueError, match="is the source itself"):
         convert.from_hf(source, source)
@@ -281,7 +281,9 @@ def test_targets_are_guarded(source, tokenizer, tmp_path):
     convert.from_hf(source, tmp_path / "out", verify=False)
     with pytest.raises(ValueError, match=r"has 600 pieces, the model's embedding 131 rows"):
         convert.to_hf(tmp_path / "out", tmp_path / "back", tokenizer=tokenizer)
-    convert.from_hf(source, tmp_path / "out", verify=False)  # over what an earlier conversion wrote
+    assert "is replaced" not in capsys.readouterr().out
+    convert.from_hf(source, tmp_path / "out", verify=False)
+    assert f"{tmp_path}/out holds what an earlier conversion wrote; it is replaced once" in capsys.readouterr().out
     assert_equal_tensors(tensors(source), before)
 
 

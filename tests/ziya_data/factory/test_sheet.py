@@ -128,3 +128,6 @@ def test_a_verdict_that_is_short_or_bad_does_not_pass(
     path.write_text("[]")
     assert cli.main(["factory", "sheet", str(out), "--verdict", str(path)]) == 2
     assert "is not what the sheet saves" in capsys.readouterr().err
+    path.unlink()
+    assert cli.main(["factory", "sheet", str(out), "--verdict", str(path)]) == 2
+    assert "v.json; press S on the sheet's page" in capsys.readouterr().err

@@ -25,7 +25,9 @@ def test_a_list_without_a_corpus_is_taken_whole(base: Path, tmp_path: Path, caps
     assert commands.expand(arguments) == 0
     printed = capsys.readouterr().out
     assert "2 characters added; 1 were pieces already and keep their ids; 1 duplicates" in printed
-    assert "asked for" not in printed
+    assert "asked for" not in printed and "is replaced" not in printed
+    assert commands.expand(arguments) == 0
+    assert "wide holds an earlier expansion; it is replaced once this one is whole" in capsys.readouterr().out
     assert Tokenizer.load(tmp_path / "wide").vocab_size == 1502
 
 

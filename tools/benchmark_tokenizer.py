@@ -1,7 +1,8 @@
 """Megabytes of text a CPU second: `Tokenizer` (gigatoken behind a guard), sentencepiece, gigatoken alone, tokenizers.
 
 Every encoder reads the same texts by turns in one process, on one thread, each text once, since gigatoken remembers
-what it has seen; MB are 10^6 bytes of UTF-8. Each encoder's ids are compared with sentencepiece's, text by text.
+what it has seen; MB are 10^6 bytes of UTF-8. Each encoder's ids are compared, text by text, with those of the library
+that decides: sentencepiece, for byte-level BPE tokenizers.
 "array" is what `ziya index build` takes; the others make Python lists. "jsonl.zst to .bin" is `ziya index build` as a
 whole on one process, from a compressed file to a dataset on the disk, with the vocabulary loaded; what that takes
 stands above the table. Where tokenizers and gigatoken differ, they read a control token that is written out in a text
@@ -40,29 +41,33 @@ Encode = Callable[[list[str]], object]
 def encoders(folder: Path, file: Path) -> dict[str, Encode]:
     """Name -> encoder of the tokenizer in `folder`; file: the texts as jsonl.zst.
 
-    Raises ValueError where ours is not used for it.
+    The library that decides comes third. Raises ValueError where gigatoken is not used for it.
     """
-    import sentencepiece
-
     ours, lists = Tokenizer.load(folder), Tokenizer.load(folder)
     if ours.slow_because:
-        raise ValueError(f"{folder}: sentencepiece encodes for us, there is nothing to compare: {ours.slow_because}")
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        raise ValueError(f"{folder}: the library encodes for us, there is nothing to compare: {ours.slow_because}")
     found: dict[str, Encode] = {
         "ours, array": lambda texts: ours.encode_arrays([text.encode() for text in texts]),
         "ours, lists": lambda texts: lists.encode_batch(texts, threads=1),
-        "sentencepiece": lambda texts: processor.encode(texts, num_threads=1),
     }
+    sentencepiece_model = folder / "tokenizer.model"
+    if sentencepiece_model.is_file():
+        import sentencepiece
+
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
+        found["sentencepiece"] = lambda texts: processor.encode(texts, num_threads=1)
     if find_spec("tokenizers") and (folder / "tokenizer.json").is_file():
         import tokenizers
 
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        theirs.encode_special_tokens = not sentencepiece_model.is_file()  # as a decider: `<s>` in a text is text
         found["tokenizers"] = lambda texts: [
             made.ids for made in theirs.encode_batch_fast(texts, add_special_tokens=False)
         ]
-    giga = gigatoken.Tokenizer.from_sentencepiece(str(folder / "tokenizer.model"))
-    found["gigatoken alone"] = lambda texts: [giga.encode(text) for text in texts]
+    if sentencepiece_model.is_file():
+        giga = gigatoken.Tokenizer.from_sentencepiece(str(sentencepiece_model))
+        found["gigatoken alone"] = lambda texts: [giga.encode(text) for text in texts]
 
     def to_bin(_: list[str]) -> IndexedDataset:
         build([file], str(file.with_name("built")), folder)
@@ -84,7 +89,7 @@ def differing(found: object, expected: Sequence[Sequence[int]]) -> int:
 
 
 def measured(folder: Path, parts: list[list[str]], file: Path) -> list[tuple[str, float, float, int]]:
-    """(encoder, median MB a CPU second over the parts, best, texts with other ids than sentencepiece's) of each.
+    """(encoder, median MB a CPU second over the parts, best, texts with other ids than the library's) of each.
 
     file: where each part is written as jsonl.zst.
     """
@@ -100,7 +105,7 @@ def measured(folder: Path, parts: list[list[str]], file: Path) -> list[tuple[str
             begin = time.process_time()
             found[name] = encode(part)
             rates[name].append(megabytes / (time.process_time() - begin))
-        expected = found["sentencepiece"]
+        expected = found[list(found)[2]]
         assert isinstance(expected, list)
         for name, ids in found.items():
             wrong[name] += differing(ids, expected)
@@ -139,7 +144,7 @@ def page(given: argparse.Namespace, command: str) -> str:
     packages = [name for name in ("sentencepiece", "tokenizers", "gigatoken") if find_spec(name)]
     before, begin = os.getloadavg()[0], here()
     texts = {name: texts_of(path, given.megabytes, given.rounds) for name, path in given.text}
-    lines = ["| pieces | text | encoder | MB a CPU second | best | times sentencepiece | texts with other ids |"]
+    lines = ["| pieces | text | encoder | MB a CPU second | best | times the library | texts with other ids |"]
     lines.append("|---|---|---|---|---|---|---|")
     loads = []
     for label, folder in given.tokenizer:
@@ -148,7 +153,7 @@ def page(given: argparse.Namespace, command: str) -> str:
         for language, parts in texts.items():
             with tempfile.TemporaryDirectory() as private:
                 results = measured(folder, parts, Path(private) / "texts.jsonl.zst")
-            base = next(median for name, median, _, _ in results if name == "sentencepiece")
+            base = results[2][1]
             for name, median, best, wrong in results:
                 cells = [pieces, language, name, f"{median:.1f}", f"{best:.1f}", f"{median / base:.1f}"]
                 lines.append("| " + " | ".join([*cells, f"{wrong:,} of {sum(map(len, parts)):,}"]) + " |")

@@ -10,7 +10,7 @@ demo: $(INSTALLED)      ## the whole road on real text, into runs/demo (SHORT=1:
 	$(BIN)/python examples/demo/demo.py $(if $(SHORT),--short)
 
 test: $(INSTALLED)      ## every test that is not marked slow or gpu
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(INSTALLED)      ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -10,25 +10,23 @@ labelled corpus is tools/factory_labelled.py's: defects planted in real pages, l
 
 import argparse
 import os
-import random
 import shlex
 import sys
 import tempfile
-import time
 from collections import Counter
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import factory_labelled as labelled
-import numpy as np
+import factory_scores
+from factory_curve import CURVE, WANTED, at_scale, curve_table, draw_curve, recall_curve
 from factory_jobs import DATATROVE, WHOLE, part_jobs, peer_jobs, rates, run_jobs, size_of, write_rows
 from factory_scale import scale_rates
 from machine import here
 
-from ziya_data._factory import NearIndex, content_hash, signatures
-from ziya_data.document import Document
-from ziya_data.factory import pipeline, recipe, score, storage
+from ziya_data._factory import content_hash
+from ziya_data.factory import pipeline, recipe, storage
 from ziya_data.factory.read import records
 
 EXAMPLE = """example:
@@ -36,9 +34,6 @@ EXAMPLE = """example:
       --foreign french.jsonl.zst --scorer zh=good_zh.txt en=good_en.txt --markdown docs/factory.md"""
 RAW = Path("runs/demo/raw")
 TEXT = {"zh": ("news_zh", "novel_zh"), "en": ("wiki_en", "books_en")}
-WANTED = {0.01: 0.999, 0.02: 0.999, 0.05: 0.99, 0.10: 0.95, 0.15: 0.85}
-"""Edit rate -> recall that near-duplicates are to have."""
-CURVE = [*WANTED, 0.20, 0.30]
 
 
 def texts_of(paths: list[Path], megabytes: float) -> list[str]:
@@ -156,99 +151,6 @@ def table_of_precision(items: list[labelled.Item], dropped: dict[str, str]) -> l
     return lines
 
 
-def table_of_scores(pages: dict[str, list[str]], scorers: dict[str, Path], each: int = 600) -> list[str]:
-    """Pages of which two in five were shuffled, ranked by perplexity: what the default cut keeps of either kind."""
-    lines = ["| text | pages | shuffled | whole ones kept | shuffled ones dropped |", "|---|---|---|---|---|"]
-    for code, path in scorers.items():
-        draw = random.Random(0)
-        texts = [text for text in pages[code] if len(text) >= 100][:each]
-        if len(texts) < recipe.Score().smallest_group:
-            continue
-        bad = [at % 5 < 2 for at in range(len(texts))]
-        rows = [
-            labelled.salad(text, code, draw) if shuffled else text for text, shuffled in zip(texts, bad, strict=True)
-        ]
-        documents = [Document(str(at), text, "s", language=code) for at, text in enumerate(rows)]
-        settings = recipe.Score(models={code: str(path)})
-        score.measure(documents, score.load_models(settings))
-        bounds = score.cuts(Counter(score.bin_of(item.metadata["perplexity"]) for item in documents), settings)
-        goes = [bool(score.judge(document, bounds)) for document in documents]
-        kept = sum(not gone for gone, shuffled in zip(goes, bad, strict=True) if not shuffled)
-        caught = sum(gone for gone, shuffled in zip(goes, bad, strict=True) if shuffled)
-        whole = len(bad) - sum(bad)
-        lines.append(f"| {code} | {len(rows)} | {sum(bad)} | {kept / whole:.4f} | {caught / sum(bad):.4f} |")
-    return lines
-
-
-Curve = dict[tuple[str, str], tuple[int, list[float]]]
-"""(method, language) -> pages, recall at each edit rate."""
-
-
-def recall_curve(pages: dict[str, list[str]], edits: list[float], seed: int = 1) -> Curve:
-    """Of real pages and their edited copies: the share of copies for which their own page is found."""
-    settings = recipe.Deduplicate()
-    found: Curve = {}
-    for method in recipe.METHODS:
-        for code, texts in pages.items():
-            index = NearIndex(method)
-            rows = signatures(texts, method)
-            long = np.flatnonzero(rows[:, -1] >= settings.shortest)
-            likeness = index.find_or_add(rows[long], settings.distance, settings.jaccard)[0]
-            added = [texts[i] for i in long[likeness < 0]]
-            recall, words = [], labelled.words_of(added, code)
-            for share in edits:
-                draw = random.Random(seed)
-                copies = signatures([labelled.edited(text, share, code, words, draw) for text in added], method)
-                hits = index.find(copies, settings.distance, settings.jaccard)[0] == np.arange(len(added))
-                recall.append(float(hits.mean()))
-            found[method, code] = (len(added), recall)
-    return found
-
-
-def curve_table(curve: Curve, edits: list[float]) -> list[str]:
-    lines = ["| method | text | pages | " + " | ".join(f"{share:.0%}" for share in edits) + " |"]
-    lines.append("|---|---|---|" + "---|" * len(edits))
-    for (method, code), (count, recall) in curve.items():
-        lines.append(f"| {method} | {code} | {count:,} | {' | '.join(f'{value:.4f}' for value in recall)} |")
-    return lines
-
-
-def at_scale(count: int) -> str:
-    """What an index of many pages, none like another, takes in memory and for a look-up."""
-    rows = np.random.default_rng(0).integers(0, 2**64, (count, 7), dtype=np.uint64)
-    index = NearIndex("minhash")
-    before = time.process_time()
-    index.find_or_add(rows, 0, recipe.Deduplicate().jaccard)
-    rate = count / (time.process_time() - before)
-    return (
-        f"An index of {count:,} pages takes {index.bytes / count:.1f} bytes a page in memory: 64, and 2 MB of heads; "
-        f"ids stay in a file. It was filled at {rate:,.0f} pages a CPU second, each looked up first."
-    )
-
-
-def draw_curve(curve: Curve, edits: list[float], path: Path) -> None:
-    """A picture of the recall by edit rate, with what is wanted."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.6))
-    axes = figure.subplots()
-    for (method, code), (_, recall) in curve.items():
-        axes.plot(
-            [100 * share for share in edits],
-            recall,
-            "o-" if method == "minhash" else "s--",
-            label=f"{method}, {code}",
-            markersize=4,
-        )
-    axes.plot([100 * share for share in WANTED], list(WANTED.values()), "k_", markersize=14, label="wanted at least")
-    axes.set_xlabel("% of the characters (zh) or words (en) edited")
-    axes.set_ylabel("copies found")
-    axes.set_ylim(0, 1.03)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-
-
 # ---- page ---------------------------------------------------------------------------------------------------------
 
 
@@ -276,13 +178,11 @@ def page(given: argparse.Namespace, command: str, folder: Path) -> str:
     began, before = here(), os.getloadavg()[0]
     pages = {code: texts_of(paths, given.megabytes) for code, paths in given.text.items()}
     foreign = texts_of([given.foreign], 1)
-    scorers = {}
-    for code, text in given.scorer.items():
-        scorers[code] = folder / f"{code}.bin"
-        score.train(code, text, scorers[code])
+    both = factory_scores.train(given.scorer, folder)
+    scorers = both["perplexity"]
     curve = recall_curve({code: texts[:3000] for code, texts in pages.items()}, CURVE)
     items, kept, dropped = labelled_run(pages, foreign, given.each, folder)
-    jobs = part_jobs(pages, scorers) | run_jobs(pages, scorers, folder)
+    jobs = part_jobs(pages, both) | run_jobs(pages, scorers, folder)
     if given.peers:
         jobs |= peer_jobs(pages)
     measured = rates(jobs, given.rounds)
@@ -321,9 +221,16 @@ def page(given: argparse.Namespace, command: str, folder: Path) -> str:
         ["## What is found of what was planted"],
         [f"{len(items):,} pages; a copy counts when its own page was kept. Below: what each reason took."],
         table_of_plants(items, kept, dropped),
+        [paragraphs_left(items, kept)],
         table_of_precision(items, dropped),
-        ["Ranked by perplexity, the best 60 % kept, as by default:"],
-        table_of_scores(pages, scorers),
+        ["## What the scorers are worth"],
+        [
+            "Held-out pages. The classifier learned the reference text against such pages made of that text. Share of "
+            "pairs of a clean and an unfit page in which the clean one scores better:"
+        ],
+        factory_scores.table_of_pairs(pages, both),
+        ["Two pages in five shuffled, the best 60 % kept, as by default:"],
+        factory_scores.table_of_cuts(pages, both),
     ]
     return "\n\n".join("\n".join(part) for part in parts if any(part)) + "\n"
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ziya_data._factory import Bloom, NearIndex, signatures
+from ziya_data._factory import Bloom, signatures
 from ziya_data.document import Document
 from ziya_data.factory import language, pipeline, preprocess, recipe, score, storage
-from ziya_data.factory.deduplicate import Index, deduplicate
+from ziya_data.factory.deduplicate import deduplicate
+from ziya_data.factory.index import Index
 from ziya_data.factory.rules import apply_rules
 
 Job = Callable[[], object]
@@ -51,12 +52,12 @@ def in_batches(texts: list[str]) -> Iterator[list[str]]:
         yield texts[start : start + 512]
 
 
-def part_jobs(pages: dict[str, list[str]], scorers: dict[str, Path]) -> dict[str, tuple[float, Job]]:
-    """The parts one by one, on texts in memory; the library beneath each, alone."""
+def part_jobs(pages: dict[str, list[str]], scorers: dict[str, dict[str, Path]]) -> dict[str, tuple[float, Job]]:
+    """The parts one by one, on texts in memory; the library beneath each, alone. scorers: by what they measure and by
+    language."""
     settings = recipe.parse({"run": {"output": "x"}, "source": [{"name": "x", "paths": ["x"]}]})
     both = [text for texts in pages.values() for text in texts]
     megabytes = size_of(both)
-    models = score.load_models(recipe.Score(models={code: str(path) for code, path in scorers.items()}))
     keys = np.random.default_rng(0).integers(0, 2**64, 2_000_000, dtype=np.uint64)
     beginnings = [" ".join(text[: language.LOOKED_AT].split()) for text in both]
 
@@ -67,16 +68,16 @@ def part_jobs(pages: dict[str, list[str]], scorers: dict[str, Path]) -> dict[str
 
     def near(method: str) -> Job:
         def job() -> None:
-            index = NearIndex(method)
+            pages = Index(recipe.Deduplicate(method=method)).near
             for batch in in_batches(both):
-                index.find_or_add(
+                pages.find_or_add(
                     signatures(batch, method), settings.deduplicate.distance, settings.deduplicate.jaccard
                 )
 
         return job
 
     def unique() -> None:
-        index = Index.empty(settings.deduplicate)
+        index = Index(settings.deduplicate)
         for batch in in_batches(both):
             deduplicate(documents_of(batch, ""), index, [], settings.deduplicate)
 
@@ -84,10 +85,15 @@ def part_jobs(pages: dict[str, list[str]], scorers: dict[str, Path]) -> dict[str
         for batch in in_batches(both):
             preprocess.preprocess(documents_of(batch, ""), settings.preprocess)
 
-    def perplexity() -> None:
-        for code, model in models.items():
-            for batch in in_batches(pages[code]):
-                model.perplexity(batch)
+    def scoring(files: dict[str, Path]) -> Job:
+        models = score.load_models(recipe.Score(models={code: str(path) for code, path in files.items()}))
+
+        def job() -> None:
+            for code in models:
+                for batch in in_batches(pages[code]):
+                    score.measure(documents_of(batch, code), models)
+
+        return job
 
     convert = preprocess.converter().convert
     jobs: dict[str, tuple[float, Job]] = {
@@ -104,9 +110,9 @@ def part_jobs(pages: dict[str, list[str]], scorers: dict[str, Path]) -> dict[str
         "  likeness alone, simhash": (megabytes, near("simhash")),
         "  Bloom filter, million keys": (2.0, lambda: Bloom(2_000_000, 0.001).test_and_add(keys)),
     }
-    if models:
-        scored = size_of([text for code in models for text in pages[code]])
-        jobs["score: perplexity"] = (scored, perplexity)
+    for name, files in scorers.items():
+        if files:
+            jobs[f"score: {name}"] = (size_of([text for code in files for text in pages[code]]), scoring(files))
     return jobs
 
 

@@ -21,6 +21,7 @@ namespace {
 
 using Texts = std::vector<std::string_view>;  // views of Python's own UTF-8 copies, alive while the list is
 using Hashes = py::array_t<uint64_t, py::array::c_style | py::array::forcecast>;
+using Bytes = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
 
 template <class Value, class Compute>
 py::array_t<Value> for_each(const Texts& texts, size_t columns, Compute compute) {
@@ -53,6 +54,8 @@ Method method_of(const std::string& name) {
     return name == "simhash" ? Method::SIMHASH : Method::MINHASH;
 }
 
+std::string name_of(Method method) { return method == Method::SIMHASH ? "simhash" : "minhash"; }
+
 py::array_t<uint64_t> signatures(const Texts& texts, const std::string& name) {
     const Method method = method_of(name);
     return for_each<uint64_t>(texts, WORDS, [&](std::string_view text, uint64_t* out) {
@@ -61,29 +64,34 @@ py::array_t<uint64_t> signatures(const Texts& texts, const std::string& name) {
     });
 }
 
-// Calls visit(signature) for each row; (page or -1, Hamming distance, Jaccard) of each.
-template <class Visit>
-py::tuple for_signatures(const Hashes& rows, Visit visit) {
+size_t count_of(const Hashes& rows) {
     if (rows.ndim() != 2 || rows.shape(1) != static_cast<py::ssize_t>(WORDS))
         throw std::invalid_argument("signatures are rows of " + std::to_string(WORDS) + " 64-bit numbers");
-    const py::ssize_t count = rows.shape(0);
+    return static_cast<size_t>(rows.shape(0));
+}
+
+// (page or -1, Hamming distance, Jaccard) of each row, and back.
+py::tuple arrays_of(const std::vector<Match>& matches) {
+    const auto count = static_cast<py::ssize_t>(matches.size());
     py::array_t<int64_t> pages(count);
     py::array_t<int32_t> distances(count);
     py::array_t<double> alike(count);
-    int64_t* page = pages.mutable_data();
-    int32_t* distance = distances.mutable_data();
-    double* jaccard = alike.mutable_data();
-    const uint64_t* row = rows.data();
-    {
-        py::gil_scoped_release release;
-        for (py::ssize_t at = 0; at < count; ++at, row += WORDS) {
-            Signature signature;
-            std::memcpy(&signature, row, sizeof signature);
-            const Match match = visit(signature);
-            page[at] = match.page, distance[at] = match.distance, jaccard[at] = match.jaccard;
-        }
+    for (py::ssize_t at = 0; at < count; ++at) {
+        pages.mutable_at(at) = matches[at].page, distances.mutable_at(at) = matches[at].distance;
+        alike.mutable_at(at) = matches[at].jaccard;
     }
     return py::make_tuple(pages, distances, alike);
+}
+
+std::vector<Match> matches_of(const py::tuple& found, size_t count) {
+    const auto pages = found[0].cast<py::array_t<int64_t, py::array::forcecast>>();
+    const auto distances = found[1].cast<py::array_t<int32_t, py::array::forcecast>>();
+    const auto alike = found[2].cast<py::array_t<double, py::array::forcecast>>();
+    if (static_cast<size_t>(pages.size()) != count || distances.size() != pages.size() || alike.size() != pages.size())
+        throw std::invalid_argument("one match a signature");
+    std::vector<Match> matches(count);
+    for (size_t at = 0; at < count; ++at) matches[at] = {pages.at(at), distances.at(at), alike.at(at)};
+    return matches;
 }
 
 }  // namespace
@@ -120,23 +128,16 @@ PYBIND11_MODULE(_factory, m) {
         .def("count", [](const WordList& words, const Texts& texts) {
             return for_each<uint32_t>(texts, 1, [&](std::string_view text, uint32_t* out) { *out = words.count(text); });
         }, py::arg("texts"), "uint32 [texts]")
-        .def("covered", [](const WordList& words, const Texts& texts, size_t least) {
-            return for_each<double>(texts, 1, [&](std::string_view text, double* out) { *out = words.covered(text, least); });
-        }, py::arg("texts"), py::arg("least"), "float64 [texts]: share of the tokens in listed phrases, of which it holds so many")
-        .def("most_covered", [](const WordList& words, std::string_view text, size_t least, size_t longest) {
-            const py::gil_scoped_release release;
-            return words.most_covered(text, least, longest);
-        }, py::arg("text"), py::arg("least"), py::arg("longest"), "The highest of its lines of at most so many bytes");
+        .def("bars", &WordList::bars, py::arg("text"), py::arg("share"), py::arg("least"), py::arg("longest"),
+             py::call_guard<py::gil_scoped_release>(), "The numbers of the lines that are made of listed phrases");
 
     py::class_<Hints>(m, "Hints", "Adds up hints of several kinds, line by line.")
         .def(py::init<const std::vector<std::vector<std::string>>&>(), py::arg("kinds"))
         .def("score", [](const Hints& hints, const Texts& texts) {
             return for_each<int32_t>(texts, 1, [&](std::string_view text, int32_t* out) { *out = hints.score(text); });
         }, py::arg("lines"), "int32 [lines]: different hints, at most two of a kind, less those of the last kind")
-        .def("highest", [](const Hints& hints, std::string_view text, size_t longest) {
-            const py::gil_scoped_release release;
-            return hints.highest(text, longest);
-        }, py::arg("text"), py::arg("longest"), "The highest score of its lines of at most so many bytes");
+        .def("lines", &Hints::lines, py::arg("text"), py::arg("least"), py::arg("reach"), py::arg("small"),
+             py::call_guard<py::gil_scoped_release>(), "The numbers of the lines with so many hints");
 
     py::class_<Trainer>(m, "Trainer", "Counts n-grams line by line and writes the model (modified Kneser-Ney).")
         .def(py::init<int, int>(), py::arg("order"), py::arg("prune"))
@@ -193,11 +194,14 @@ PYBIND11_MODULE(_factory, m) {
     }, py::arg("text"), py::arg("marks") = false, "hashes of characters (Chinese) and words");
 
     py::class_<Bloom>(m, "Bloom", "A set of 64-bit keys that may, at a known rate, claim one it does not hold.")
-        .def(py::init<uint64_t, double>(), py::arg("capacity"), py::arg("rate"))
-        .def_static("load", &Bloom::load, py::arg("path"))
-        .def("save", &Bloom::save, py::arg("path"))
-        .def_property_readonly("added", &Bloom::added)
-        .def_property_readonly("bytes", &Bloom::bytes)
+        .def(py::init<uint64_t, double, uint64_t, uint64_t>(), py::arg("capacity"), py::arg("rate"),
+             py::arg("part") = 0, py::arg("parts") = 1)
+        .def_static("load", &Bloom::load, py::arg("path"), py::arg("part") = 0, py::arg("parts") = 1)
+        .def_property_readonly("probes", &Bloom::probes)
+        .def_property_readonly("total", &Bloom::total)
+        .def_property_readonly("words", [](const Bloom& bloom) {
+            return py::array_t<uint64_t>(static_cast<py::ssize_t>(bloom.words().size()), bloom.words().data());
+        })
         .def("test", [](Bloom& bloom, const Hashes& keys) {
             return for_hashes(keys, [&](uint64_t key) { return bloom.test(key); });
         }, py::arg("keys"))
@@ -205,25 +209,61 @@ PYBIND11_MODULE(_factory, m) {
             return for_hashes(keys, [&](uint64_t key) { return bloom.test_and_add(key); });
         }, py::arg("keys"));
 
-    py::class_<NearIndex>(m, "NearIndex", "Pages by what they are like, in eight bands; 64 bytes a page.")
-        .def(py::init([](const std::string& name) { return NearIndex(method_of(name)); }), py::arg("method"))
-        .def_static("load", &NearIndex::load, py::arg("path"))
-        .def("save", &NearIndex::save, py::arg("path"))
-        .def("__len__", &NearIndex::size)
-        .def_property_readonly("bytes", &NearIndex::bytes)
-        .def_property_readonly("method", [](const NearIndex& index) {
-            return index.method() == Method::SIMHASH ? "simhash" : "minhash";
-        })
-        .def("find", [](const NearIndex& index, const Hashes& rows, int distance, double least) {
-            return for_signatures(rows, [&](const Signature& page) { return index.find(page, distance, least); });
+    py::class_<NearPages>(m, "NearPages", "A part of the pages of an index by likeness, in eight bands; 60 bytes each.")
+        .def(py::init([](const std::string& name, uint64_t part, uint64_t parts) {
+            return NearPages(method_of(name), part, parts);
+        }), py::arg("method"), py::arg("part") = 0, py::arg("parts") = 1)
+        .def_property_readonly("bytes", &NearPages::bytes)
+        .def("find", [](const NearPages& index, const Hashes& rows, int distance, double least) {
+            std::vector<Match> matches(count_of(rows));
+            {
+                const Signature* pages = reinterpret_cast<const Signature*>(rows.data());
+                py::gil_scoped_release release;
+                for (size_t at = 0; at < matches.size(); ++at) matches[at] = index.find(pages[at], distance, least);
+            }
+            return arrays_of(matches);
         }, py::arg("signatures"), py::arg("distance"), py::arg("jaccard"))
-        .def("find_or_add", [](NearIndex& index, const Hashes& rows, int distance, double least) {
-            return for_signatures(rows, [&](const Signature& page) {
-                const Match match = index.find(page, distance, least);
-                if (match.page < 0) index.add(page);
-                return match;
-            });
-        }, py::arg("signatures"), py::arg("distance"), py::arg("jaccard"));
+        .def("add", [](NearPages& index, const Hashes& rows, uint64_t first, const Bytes& open) {
+            const size_t count = count_of(rows);
+            if (static_cast<size_t>(open.size()) != count) throw std::invalid_argument("one number of bands a signature");
+            const Signature* pages = reinterpret_cast<const Signature*>(rows.data());
+            const uint8_t* bands = open.data();
+            py::gil_scoped_release release;
+            for (size_t at = 0; at < count; ++at) index.add(pages[at], first + at, bands[at]);
+        }, py::arg("signatures"), py::arg("first"), py::arg("open"));
+
+    py::class_<NearOrder>(m, "NearOrder", "Decides in order which pages an index takes, whatever parts it is cut into.")
+        .def(py::init([](const std::string& name) { return NearOrder(method_of(name)); }), py::arg("method"))
+        .def("__len__", &NearOrder::size)
+        .def_property_readonly("bytes", &NearOrder::bytes)
+        .def_property_readonly("method", [](const NearOrder& order) { return name_of(order.method()); })
+        .def("admit", [](NearOrder& order, const Hashes& rows) {
+            py::array_t<uint8_t> open(static_cast<py::ssize_t>(count_of(rows)));
+            const Signature* pages = reinterpret_cast<const Signature*>(rows.data());
+            for (py::ssize_t at = 0; at < open.size(); ++at) open.mutable_at(at) = order.admit(pages[at]);
+            return open;
+        }, py::arg("signatures"))
+        .def("resolve", [](NearOrder& order, const Hashes& rows, const py::tuple& found, int distance, double least) {
+            std::vector<Match> matches = matches_of(found, count_of(rows));
+            py::array_t<uint8_t> open(static_cast<py::ssize_t>(matches.size()));
+            uint8_t* bands = open.mutable_data();
+            {
+                const Signature* pages = reinterpret_cast<const Signature*>(rows.data());
+                py::gil_scoped_release release;
+                order.resolve(pages, matches.size(), matches.data(), bands, distance, least);
+            }
+            return py::make_tuple(arrays_of(matches), open);
+        }, py::arg("signatures"), py::arg("found"), py::arg("distance"), py::arg("jaccard"));
+    m.def("best", [](const std::vector<py::tuple>& found) {
+        std::vector<Match> best;
+        for (const py::tuple& part : found) {
+            const std::vector<Match> matches = matches_of(part, py::len(part[0]));
+            if (best.empty()) best.resize(matches.size());
+            if (matches.size() != best.size()) throw std::invalid_argument("parts answer for the same signatures");
+            for (size_t at = 0; at < best.size(); ++at) better(best[at], matches[at]);
+        }
+        return arrays_of(best);
+    }, py::arg("found"), "What several parts found, as one.");
 
     py::class_<GramSet>(m, "GramSet", "Runs of tokens of benchmark texts, to be found in documents.")
         .def(py::init<uint32_t, uint32_t>(), py::arg("grams"), py::arg("shortest"))

@@ -50,11 +50,18 @@ class Hints {
         return sum;
     }
 
-    // The highest score of a text's lines of at most so many bytes.
-    int32_t highest(std::string_view text, size_t longest) const {
-        int32_t most = 0;
-        for_short_lines(text, longest, [&](std::string_view line) { most = std::max(most, score(line)); });
-        return most;
+    // The numbers of the lines that score `least`, and have at most `reach` characters for each hint: thinly spread over a
+    // long line hints say nothing. A line of at most `small` characters that ends no sentence needs one hint less.
+    std::vector<size_t> lines(std::string_view text, double least, size_t reach, size_t small) const {
+        const size_t longest = kinds_ ? 2 * (kinds_ - 1) * reach : 0;
+        return lines_that(text, [&](std::string_view line) {
+            const size_t length = length_of(line);
+            if (length > longest) return false;
+            const int32_t found = score(line);
+            if (found <= 0 || length > reach * static_cast<size_t>(found)) return false;
+            const bool brief = length <= small && !ends_with(line, {"。", ".", "；", ";"});
+            return found >= least - brief;
+        });
     }
 
   private:

@@ -16,7 +16,7 @@ namespace ziya {
     X(uppercase) X(brackets) X(braces) X(replacement) X(url_characters) X(sentence_ends) X(longest_run)            \
     X(lines) X(short_lines) X(bullet_lines) X(ellipsis_lines) X(ended_lines) X(code_lines) X(longest_line)         \
     X(repeated_line_characters) X(words) X(word_characters) X(tokens) X(distinct_tokens) X(stop_words)             \
-    X(repeated_grams) X(top_pair) X(longest_mark_run) X(longest_number)            \
+    X(repeated_grams) X(top_pair) X(mark_runs) X(wordless_lines) X(longest_number) \
     X(advert) X(toxic) X(navigation)
 
 enum Fact : int {
@@ -92,11 +92,13 @@ class WordList {
         return tokens.empty() || found < least ? 0 : static_cast<double>(inside) / static_cast<double>(tokens.size());
     }
 
-    // The highest of a text's lines of at most so many bytes.
-    double most_covered(std::string_view text, size_t least, size_t longest) const {
-        double most = 0;
-        for_short_lines(text, longest, [&](std::string_view line) { most = std::max(most, covered(line, least)); });
-        return most;
+    // The numbers of the lines of at most `longest` bytes that end no sentence and are covered to this share.
+    std::vector<size_t> bars(std::string_view text, double share, size_t least, size_t longest) const {
+        return lines_that(text, [&](std::string_view line) {
+            while (!line.empty() && (line.back() == ' ' || line.back() == '\t')) line.remove_suffix(1);
+            if (line.size() > longest || ends_with(line, {".", "!", "?", "。", "！", "？", "…"})) return false;
+            return covered(line, least) >= share;
+        });
     }
 
   private:
@@ -118,76 +120,94 @@ class Measure {
     }
 
     void operator()(std::string_view text, double* facts) const {
-        std::fill(facts, facts + FACT_COUNT, 0.0);
+        uint64_t seen[FACT_COUNT] = {}, by_class[CONTROL + 1] = {};
         std::vector<std::pair<uint64_t, uint32_t>> lines;
         for (size_t from = 0; from < text.size();) {
             const size_t stop = std::min(text.find('\n', from), text.size());
-            line(text.substr(from, stop - from), facts, lines);
+            line(text.substr(from, stop - from), seen, by_class, lines);
             from = stop + 1;
-        }
-        std::sort(lines.begin(), lines.end());
-        for (size_t at = 1; at < lines.size(); ++at)
-            if (lines[at].first == lines[at - 1].first) facts[repeated_line_characters] += lines[at].second;
-        count_tokens(text, facts);
-    }
-
-  private:
-    void line(std::string_view text, double* facts, std::vector<std::pair<uint64_t, uint32_t>>& lines) const {
-        const char* at = text.data();
-        const char* end = at + text.size();
-        const char* url_end = at;
-        uint32_t seen[FACT_COUNT] = {}, by_class[CONTROL + 1] = {};
-        uint32_t length = 0, columns = 0, run = 0, previous = 0, last = 0, before_last = 0, first = 0, stretch = 0;
-        uint64_t hash = 0;
-        while (at < end) {
-            if (at >= url_end && (*at == 'h' || *at == 'w')) url_end = std::max(url_end, url_at(at, end));
-            if (at < url_end) ++seen[url_characters];
-            const uint32_t code = next_code(at);
-            const Class kind = class_of(code);
-            ++by_class[kind];
-            run = code == previous ? run + 1 : 1;
-            previous = code;
-            if (kind == DIGIT) seen[longest_number] = std::max(seen[longest_number], ++stretch);
-            else if (!joins_digits(code)) stretch = 0;
-            if (kind == SPACE) continue;
-            ++length;
-            columns += code < 0x1100 ? 1 : 2;
-            uint32_t& longest = seen[kind <= DIGIT ? longest_run : longest_mark_run];
-            longest = std::max(longest, run);
-            hash = mix(hash, code);
-            if (!first) first = code;
-            if (kind == LATIN) seen[uppercase] += code >= 'A' && code <= 'Z';
-            else if (kind >= PUNCTUATION) count_mark(code, seen);
-            if (ends_sentence(code)) seen[sentence_ends] += !ends_sentence(last);
-            if (!closes(code) || !ends_sentence(last)) before_last = last, last = code;
         }
         for (int kind = 0; kind <= CONTROL; ++kind) {
             seen[characters] += by_class[kind];
             seen[OF_CLASS[kind]] += by_class[kind];
         }
-        for (const Fact fact : {longest_run, longest_mark_run, longest_number})
-            facts[fact] = std::max(facts[fact], static_cast<double>(seen[fact])), seen[fact] = 0;
-        for (int fact = 0; fact < FACT_COUNT; ++fact) facts[fact] += seen[fact];
-        ++facts[characters], ++facts[spaces];  // the line's own end
+        std::sort(lines.begin(), lines.end());
+        for (size_t at = 1; at < lines.size(); ++at)
+            if (lines[at].first == lines[at - 1].first) seen[repeated_line_characters] += lines[at].second;
+        std::copy(seen, seen + FACT_COUNT, facts);
+        count_tokens(text, facts);
+    }
+
+  private:
+    void line(std::string_view text, uint64_t* seen, uint64_t* by_class, std::vector<std::pair<uint64_t, uint32_t>>& lines) const {
+        const char* at = text.data();
+        const char* end = at + text.size();
+        const char* url_end = at;
+        uint32_t length = 0, columns = 0, run = 0, previous = 0, last = 0, before_last = 0, first = 0, stretch = 0, words_in = 0, all = 0;
+        uint64_t hash = 0, most = 0;
+        while (at < end) {
+            if (at >= url_end && (*at == 'h' || *at == 'w')) url_end = std::max(url_end, url_at(at, end));
+            if (at < url_end) ++seen[url_characters];
+            const uint32_t code = next_code(at);
+            const Class kind = class_of(code);
+            ++by_class[kind], ++all;
+            run = code == previous ? run + 1 : 1;
+            previous = code;
+            if (kind != SPACE) {
+                ++length;
+                columns += code < 0x1100 ? 1 : 2;
+                hash = mix(hash, code);
+                if (!first) first = code;
+            }
+            if (kind >= HAN && kind <= LETTER) {  // most are letters; none of them is what is asked for below
+                ++words_in;
+                most = std::max<uint64_t>(most, run);
+                seen[uppercase] += kind == LATIN && code >= 'A' && code <= 'Z';
+                stretch = 0, before_last = last, last = code;
+                continue;
+            }
+            if (kind == DIGIT) ++words_in, most = std::max<uint64_t>(most, run), seen[longest_number] = std::max<uint64_t>(seen[longest_number], ++stretch);
+            else if (!joins_digits(code)) stretch = 0;
+            if (kind == SPACE) continue;
+            if (kind >= PUNCTUATION) {
+                count_mark(code, seen);
+                if (run >= 3 && run == too_many(code)) ++seen[mark_runs];
+            }
+            if (ends_sentence(code)) seen[sentence_ends] += !ends_sentence(last);
+            if (!closes(code) || !ends_sentence(last)) before_last = last, last = code;
+        }
+        seen[longest_run] = std::max(seen[longest_run], most);
+        seen[wordless_lines] += all >= 4 && !words_in;
+        ++seen[characters], ++seen[spaces];  // the line's own end
         if (!length) return;
         lines.emplace_back(hash, length);
-        ++facts[Fact::lines];
-        facts[short_lines] += columns < SHORT_LINE;
-        facts[bullet_lines] += is_bullet(first);
-        facts[ellipsis_lines] += last == 0x2026 || (last == '.' && before_last == '.');
-        facts[ended_lines] += ends_sentence(last) || last == 0x2026;
-        facts[code_lines] += last == ';' || last == '{' || last == '}' || first == '}' ||
-                             (last == ')' && before_last == '(');
-        facts[longest_line] = std::max(facts[longest_line], static_cast<double>(length));
+        ++seen[Fact::lines];
+        seen[short_lines] += columns < SHORT_LINE;
+        seen[bullet_lines] += is_bullet(first);
+        seen[ellipsis_lines] += last == 0x2026 || (last == '.' && before_last == '.');
+        seen[ended_lines] += ends_sentence(last) || last == 0x2026;
+        seen[code_lines] += last == ';' || last == '{' || last == '}' || first == '}' ||
+                            (last == ')' && before_last == '(');
+        seen[longest_line] = std::max<uint64_t>(seen[longest_line], length);
     }
 
     // The count that a class goes into, in the order of Class.
     static constexpr Fact OF_CLASS[] = {spaces, han, kana, hangul, latin, other_letters, digits, punctuation, symbols, symbols};
 
+    // From how many of a mark on end the rule mark_runs shortens them; 0 for one that it leaves.
+    static uint32_t too_many(uint32_t code) {
+        switch (code) {
+            case '!': case '?': case ',': case '~': case ';': case 0x3001: case 0x3002: case 0xFF01: case 0xFF0C:
+            case 0xFF1B: case 0xFF1F: case 0xFF5E: case 0x2026: return 3;
+            case '-': case '_': case '=': case '*': case '#': case 0x2014: return 4;
+            case '.': return 7;
+            default: return 0;
+        }
+    }
     static bool joins_digits(uint32_t code) {  // may stand within a telephone, card or identity number
         return code == ' ' || code == '-' || code == '.' || code == '(' || code == ')' || code == '+';
     }
-    static void count_mark(uint32_t code, uint32_t* seen) {
+    static void count_mark(uint32_t code, uint64_t* seen) {
         if (code == '[' || code == ']' || code == '(' || code == ')' || code == 0xFF08 || code == 0xFF09 ||
             code == 0x3010 || code == 0x3011)
             ++seen[brackets];
@@ -196,6 +216,7 @@ class Measure {
     }
 
     static const char* url_at(const char* at, const char* end) {
+        if (end - at < 2 || at[1] != (*at == 'h' ? 't' : 'w')) return at;
         const std::string_view rest(at, static_cast<size_t>(end - at));
         if (rest.compare(0, 7, "http://") && rest.compare(0, 8, "https://") && rest.compare(0, 4, "www.")) return at;
         while (at < end && *at > ' ' && *at != '"' && *at != '>' && *at != ')') ++at;  // a char above 0x7F is negative here
@@ -215,37 +236,41 @@ class Measure {
         if (all.empty()) return;
         Tally grams(all.size()), pairs(all.size()), single(all.size());
         uint64_t hash = 0, power = 1;  // of the last GRAM tokens, made from the one before (Rabin and Karp)
+        uint32_t most = 0;
         for (size_t at = 0; at < GRAM; ++at) power *= BASE;
+        std::vector<uint32_t> times(pairs.size());
         for (size_t at = 0; at < all.size(); ++at) {
             single.add(all[at]);
-            if (at) pairs.add(mix(all[at - 1], all[at]));
+            if (at) most = std::max(most, ++times[pairs.add(mix(all[at - 1], all[at]))]);
             hash = hash * BASE + all[at] - (at >= GRAM ? power * all[at - GRAM] : 0);
             if (at + 1 >= GRAM) grams.add(hash);
         }
         if (all.size() >= GRAM)
             facts[repeated_grams] = 1 - static_cast<double>(grams.distinct) / static_cast<double>(all.size() + 1 - GRAM);
-        facts[top_pair] = 2.0 * static_cast<double>(pairs.most) / static_cast<double>(all.size());
+        facts[top_pair] = 2.0 * static_cast<double>(most) / static_cast<double>(all.size());
         facts[distinct_tokens] = static_cast<double>(single.distinct);
     }
 
-    // How many different keys there are, and how often the commonest came.
+    // How many different keys there are. It holds their upper halves, and where they lie says some more of the lower ones:
+    // two keys out of a million are taken for one with a chance of one in thousands.
     struct Tally {
         explicit Tally(size_t keys) {
-            size_t size = 16;
-            while (size < 2 * keys) size *= 2;
-            places.resize(size);
+            size_t places = 16;
+            while (places < 2 * keys) places *= 2;
+            halves.resize(places);
         }
-        void add(uint64_t key) {
-            key = key ? key : 1;  // 0 marks an empty place
-            size_t at = (key ^ key >> 32) & (places.size() - 1);
-            while (places[at].first && places[at].first != key) at = (at + 1) & (places.size() - 1);
-            distinct += !places[at].first;
-            places[at].first = key;
-            most = std::max(most, ++places[at].second);
+        // The place of the key.
+        size_t add(uint64_t key) {
+            const uint32_t half = std::max<uint32_t>(static_cast<uint32_t>(key >> 32), 1);  // 0 marks an empty place
+            size_t at = (key ^ key >> 32) & (halves.size() - 1);
+            while (halves[at] && halves[at] != half) at = (at + 1) & (halves.size() - 1);
+            distinct += !halves[at];
+            halves[at] = half;
+            return at;
         }
-        std::vector<std::pair<uint64_t, uint32_t>> places;
+        size_t size() const { return halves.size(); }
+        std::vector<uint32_t> halves;
         size_t distinct = 0;
-        uint32_t most = 0;
     };
 
     static std::vector<uint64_t> tokens_of(std::string_view text) {

@@ -13,6 +13,7 @@
 namespace ziya {
 
 constexpr int LONGEST = 8;              // the highest order one may ask for
+constexpr size_t AHEAD = 8;             // tokens whose grams are fetched before they are asked for
 constexpr uint64_t START = 11, END = 12;  // stand for <s> and </s>; a token's hash is never so small in practice
 
 // The keys of the grams that end at a position: key[n] covers n tokens, built from the last one leftwards, so that
@@ -57,6 +58,7 @@ class Table {
         }
     }
     const Entry* find(uint64_t key) const { return const_cast<Table*>(this)->find(key); }
+    void prefetch(uint64_t key) const { __builtin_prefetch(&slots_[key & mask_]); }
 
     Entry& insert(uint64_t key) {
         if ((size_ + 1) * 3 > slots_.size() * 2) grow();
@@ -148,8 +150,17 @@ class LanguageModel {
             const Scored* start = table_.find(keys_at(tokens, 0, 1).key[1]);
             back_off[1] = start ? start->back_off : 0;
             int known = 1;  // how long a gram ending at the position before is in the table
+            // The table does not fit into the processor's cache: what a token asks for is fetched while others are done.
+            Keys ring[AHEAD];
+            const auto fetch = [&](size_t at) {
+                if (at >= tokens.size()) return;
+                Keys& keys = ring[at % AHEAD] = keys_at(tokens, at, static_cast<int>(header.order));
+                for (int n = 1; n <= keys.longest; ++n) table_.prefetch(keys.key[n]);
+            };
+            for (size_t at = 1; at < AHEAD; ++at) fetch(at);
             for (size_t at = 1; at < tokens.size(); ++at) {
-                const Keys keys = keys_at(tokens, at, static_cast<int>(header.order));
+                fetch(at + AHEAD - 1);
+                const Keys& keys = ring[at % AHEAD];
                 float next[LONGEST + 1] = {};
                 float log_probability = header.unknown;
                 int found = 0;

@@ -1,4 +1,4 @@
-// Finding a page that is like another: signatures, and an index of pages in eight bands.
+// Finding a page that is like another: signatures, and an index of pages in eight bands that may be cut in parts.
 #pragma once
 
 #include <memory>
@@ -106,110 +106,141 @@ struct Match {
     double jaccard = 0;
 };
 
-// 64 bytes a page, one line of the processor's cache, and 2 MB of heads. A bucket is a chain of pages, the newest first,
-// and at most LONGEST of them are looked at: what very many pages share says nothing, and a look-up stays bounded.
-// simhash probes each band as it is and with each one of its bits flipped: of pages at distance 14 it misses 7 in 1,000,
-// at 18 45, at 24 203. minhash probes it as it is: with Jaccard j it misses (1 - j^2)^8, 46 in 1,000 for 15 % of edits.
-class NearIndex {
+// Best of two matches: the one more alike, the older page of equals.
+inline void better(Match& best, const Match& other) {
+    if (other.page < 0) return;
+    if (best.page < 0 || other.jaccard > best.jaccard || (other.jaccard == best.jaccard && other.page < best.page))
+        best = other;
+}
+
+// The pages part, part + parts, part + 2 parts ... of an index: 60 bytes each, and 2 MB of heads. A bucket is a chain of
+// pages, the newest first. simhash probes each band as it is and with each one of its bits flipped: of pages at distance
+// 14 it misses 7 in 1,000, at 18 45, at 24 203. minhash probes it as it is: with Jaccard j it misses (1 - j^2)^8, 46 in
+// 1,000 for 15 % of edits.
+class NearPages {
   public:
-    explicit NearIndex(Method method) : method_(method), heads_(BANDS << 16, -1) {}
-    NearIndex(NearIndex&&) = default;
+    NearPages(Method method, uint64_t part, uint64_t parts)
+        : method_(method), part_(part), parts_(parts), heads_(BANDS << 16, NONE) {}
 
     Match find(const Signature& page, int distance, double least) const {
         Match best;
         const int flips = method_ == Method::SIMHASH ? 16 : 0;
         for (int flip = -1; flip < flips; ++flip) {
-            int32_t at[BANDS];
+            uint32_t at[BANDS];
             for (int band = 0; band < BANDS; ++band) {
                 const uint32_t key = page.keys[band] ^ (flip < 0 ? 0u : 1u << flip);
                 at[band] = heads_[static_cast<size_t>(band) << 16 | key];
-                if (at[band] >= 0) __builtin_prefetch(&entry(at[band]));
+                if (at[band] != NONE) __builtin_prefetch(&entry(at[band]));
             }
             // All chains in step: while one waits for memory the others go on.
-            bool more = true;
-            for (int step = 0; more && step < LONGEST; ++step) {
+            for (bool more = true; more;) {
                 more = false;
                 for (int band = 0; band < BANDS; ++band) {
-                    if (at[band] < 0) continue;
+                    if (at[band] == NONE) continue;
                     const Entry& other = entry(at[band]);
                     consider(page, other, at[band], distance, least, best);
-                    at[band] = other.next[band];
-                    if (at[band] >= 0) __builtin_prefetch(&entry(at[band])), more = true;
+                    at[band] = other.next(band);
+                    if (at[band] != NONE) __builtin_prefetch(&entry(at[band])), more = true;
                 }
             }
         }
         return best;
     }
 
-    void add(const Signature& page) {
-        if (size_ >= INT32_MAX) throw std::length_error("an index holds at most 2^31 pages; split it by source");
+    // Page `number`, if it is one of these; bit b of `open` says whether its bucket of band b takes it.
+    void add(const Signature& page, uint64_t number, uint8_t open) {
+        if (number % parts_ != part_) return;
+        if (size_ >= NONE) throw std::length_error("an index holds 2^28 pages a part; raise deduplicate.partitions");
         if (size_ % BLOCK == 0) blocks_.push_back(std::make_unique<Entry[]>(BLOCK));
-        const auto at = static_cast<int32_t>(size_++);
+        const auto at = static_cast<uint32_t>(size_++);
         Entry& entry = blocks_.back()[at % BLOCK];
         std::memcpy(entry.bits, page.bits, sizeof entry.bits);
         for (int band = 0; band < BANDS; ++band) {
-            int32_t& head = heads_[static_cast<size_t>(band) << 16 | page.keys[band]];
-            entry.next[band] = head;
-            head = at;
+            uint32_t& head = heads_[static_cast<size_t>(band) << 16 | page.keys[band]];
+            entry.set(band, open >> band & 1 ? head : NONE);
+            if (open >> band & 1) head = at;
         }
     }
-    size_t size() const { return size_; }
-    Method method() const { return method_; }
     size_t bytes() const { return blocks_.size() * BLOCK * sizeof(Entry) + heads_.size() * sizeof heads_[0]; }
 
-    void save(const std::string& path) const {
-        File file(path, "wb");
-        const uint64_t numbers[] = {static_cast<uint64_t>(method_), size_};
-        file.write(MAGIC_NEAR, 8), file.write(numbers, sizeof numbers);
-        file.write(heads_.data(), heads_.size() * sizeof heads_[0]);
-        for (size_t at = 0; at < size_; at += BLOCK)
-            file.write(blocks_[at / BLOCK].get(), std::min(BLOCK, size_ - at) * sizeof(Entry));
-        file.close();
-    }
-    static NearIndex load(const std::string& path) {
-        File file(path, "rb");
-        uint64_t numbers[2];
-        file.expect(MAGIC_NEAR), file.read(numbers, sizeof numbers);
-        NearIndex index(static_cast<Method>(numbers[0]));
-        file.read(index.heads_.data(), index.heads_.size() * sizeof index.heads_[0]);
-        bool whole = numbers[0] <= 1 && numbers[1] <= INT32_MAX;
-        for (const int32_t head : index.heads_) whole = whole && head >= -1 && head < static_cast<int64_t>(numbers[1]);
-        for (size_t at = 0; whole && at < numbers[1]; at += BLOCK) {
-            const size_t count = std::min(BLOCK, static_cast<size_t>(numbers[1]) - at);
-            index.blocks_.push_back(std::make_unique<Entry[]>(BLOCK));
-            file.read(index.blocks_.back().get(), count * sizeof(Entry));
-            for (size_t row = 0; row < count; ++row)
-                for (const int32_t next : index.blocks_.back()[row].next)  // a chain runs from newer to older pages
-                    whole = whole && next >= -1 && next < static_cast<int64_t>(at + row);
-        }
-        if (!whole) throw std::invalid_argument(path + " is damaged; build the index again");
-        index.size_ = numbers[1];
-        return index;
-    }
-
   private:
-    struct alignas(64) Entry {
-        uint64_t bits[4];
-        int32_t next[BANDS];
-    };
-    static_assert(sizeof(Entry) == 64);
-    static constexpr int LONGEST = 256;
+    static constexpr uint32_t NONE = (1u << 28) - 1;  // no page: a link has 28 bits
     static constexpr size_t BLOCK = 1 << 12;
-    static constexpr char MAGIC_NEAR[8] = {'Z', 'I', 'Y', 'A', 'N', 'E', '2', 0};
 
-    const Entry& entry(int32_t at) const { return blocks_[static_cast<size_t>(at) / BLOCK][at % BLOCK]; }
-    void consider(const Signature& page, const Entry& other, int32_t at, int most, double least, Match& best) const {
-        const int apart = method_ == Method::SIMHASH ? hamming(page.bits, other.bits, 2) : 0;
+    struct Entry {
+        uint32_t bits[8];
+        uint8_t low[BANDS][3];
+        uint32_t high;  // four bits a band
+
+        uint32_t next(int band) const {
+            return low[band][0] | low[band][1] << 8 | low[band][2] << 16 | (high >> 4 * band & 15u) << 24;
+        }
+        void set(int band, uint32_t at) {
+            low[band][0] = at & 255, low[band][1] = at >> 8 & 255, low[band][2] = at >> 16 & 255;
+            high = (high & ~(15u << 4 * band)) | (at >> 24) << 4 * band;
+        }
+    };
+    static_assert(sizeof(Entry) == 60);
+
+    const Entry& entry(uint32_t at) const { return blocks_[at / BLOCK][at % BLOCK]; }
+    void consider(const Signature& page, const Entry& other, uint32_t at, int most, double least, Match& best) const {
+        uint64_t bits[4];
+        std::memcpy(bits, other.bits, sizeof bits);
+        const int apart = method_ == Method::SIMHASH ? hamming(page.bits, bits, 2) : 0;
         if (apart > most) return;
-        const double alike = jaccard(page.bits, other.bits, method_);
-        if (alike < least || (best.page >= 0 && (alike < best.jaccard || (alike == best.jaccard && at >= best.page)))) return;
-        best = {at, apart, alike};
+        const double alike = jaccard(page.bits, bits, method_);
+        if (alike >= least) better(best, {static_cast<int64_t>(at * parts_ + part_), apart, alike});
     }
 
     Method method_;
+    uint64_t part_, parts_;
     size_t size_ = 0;
-    std::vector<int32_t> heads_;
+    std::vector<uint32_t> heads_;
     std::vector<std::unique_ptr<Entry[]>> blocks_;
+};
+
+// What decides in order which pages an index takes, whatever parts it is cut into. A bucket takes its first LONGEST
+// pages: what very many share says nothing, and a look-up stays bounded.
+class NearOrder {
+  public:
+    explicit NearOrder(Method method) : method_(method), counts_(BANDS << 16, 0) {}
+
+    // The bands whose bucket takes the next page, and one more page in them.
+    uint8_t admit(const Signature& page) {
+        uint8_t open = 0;
+        for (int band = 0; band < BANDS; ++band) {
+            uint8_t& count = counts_[static_cast<size_t>(band) << 16 | page.keys[band]];
+            if (count < LONGEST) ++count, open |= 1 << band;
+        }
+        ++size_;
+        return open;
+    }
+
+    // `pages` in order, with the match of each one among the pages before this batch; one that is like none of those and
+    // like none taken before it in the batch is taken: its match stays empty, and `open` tells its bands.
+    void resolve(const Signature* pages, size_t count, Match* matches, uint8_t* open, int distance, double least) {
+        NearPages batch(method_, 0, 1);
+        std::vector<uint64_t> numbers;
+        for (size_t at = 0; at < count; ++at) {
+            Match match = batch.find(pages[at], distance, least);
+            if (match.page >= 0) match.page = numbers[match.page];
+            better(matches[at], match);
+            open[at] = 0;
+            if (matches[at].page >= 0) continue;
+            numbers.push_back(size_);
+            open[at] = admit(pages[at]);
+            batch.add(pages[at], numbers.size() - 1, open[at]);
+        }
+    }
+    uint64_t size() const { return size_; }
+    Method method() const { return method_; }
+    size_t bytes() const { return counts_.size(); }
+
+  private:
+    static constexpr uint8_t LONGEST = 255;
+    Method method_;
+    uint64_t size_ = 0;
+    std::vector<uint8_t> counts_;
 };
 
 }  // namespace ziya

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <stdexcept>
 #include <string_view>
 #include <vector>
@@ -49,19 +50,17 @@ constexpr Range RANGES[] = {
     {0xFFE0, 0xFFEF, SYMBOL},   {0xFFF0, 0xFFFF, CONTROL},
 };
 
-inline const std::array<Class, 0x10000>& basic_plane() {
-    static const auto table = [] {
-        std::array<Class, 0x10000> kinds;
-        kinds.fill(LETTER);
-        for (const Range& range : RANGES)
-            for (uint32_t code = range.first; code <= range.last; ++code) kinds[code] = range.kind;
-        return kinds;
-    }();
-    return table;
-}
+// Made when it is compiled, so that no look-up asks first whether it is there.
+inline constexpr std::array<Class, 0x10000> BASIC_PLANE = [] {
+    std::array<Class, 0x10000> kinds{};
+    for (Class& kind : kinds) kind = LETTER;
+    for (const Range& range : RANGES)
+        for (uint32_t code = range.first; code <= range.last; ++code) kinds[code] = range.kind;
+    return kinds;
+}();
 
 inline Class class_of(uint32_t code) {
-    if (code < 0x10000) return basic_plane()[code];
+    if (code < 0x10000) return BASIC_PLANE[code];
     if (code >= 0x20000 && code <= 0x3FFFF) return HAN;
     return code >= 0x1F000 && code <= 0x1FAFF ? SYMBOL : LETTER;
 }
@@ -125,14 +124,29 @@ inline void for_tokens(std::string_view text, bool marks, Take take) {
     walk_tokens(text, marks, [&](uint64_t hash, Class kind, const char*) { take(hash, kind); });
 }
 
-// Calls take(line) for every line of at most `longest` bytes.
-template <class Take>
-inline void for_short_lines(std::string_view text, size_t longest, Take take) {
-    for (size_t from = 0; from < text.size();) {
+// The numbers of the lines for which goes(line) holds.
+template <class Goes>
+inline std::vector<size_t> lines_that(std::string_view text, Goes goes) {
+    std::vector<size_t> found;
+    for (size_t from = 0, number = 0; from < text.size(); ++number) {
         const size_t stop = std::min(text.find('\n', from), text.size());
-        if (stop - from <= longest) take(text.substr(from, stop - from));
+        if (goes(text.substr(from, stop - from))) found.push_back(number);
         from = stop + 1;
     }
+    return found;
+}
+
+// Characters of a UTF-8 text: bytes that go on with none.
+inline size_t length_of(std::string_view text) {
+    size_t length = 0;
+    for (const char byte : text) length += (byte & 0xC0) != 0x80;
+    return length;
+}
+
+inline bool ends_with(std::string_view text, std::initializer_list<std::string_view> ends) {
+    return std::any_of(ends.begin(), ends.end(), [&](std::string_view end) {
+        return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+    });
 }
 
 // A hash of the text with case, width, white space, punctuation, symbols and emoji folded away.

@@ -25,12 +25,9 @@ class WordList:
     def count(self, texts: list[str]) -> NDArray[np.uint32]:
         """[N] occurrences of the listed words and phrases."""
 
-    def covered(self, texts: list[str], least: int) -> NDArray[np.float64]:
-        """[N] share of the words (characters in Chinese), numbers apart, that stand in listed phrases; 0 for a text
-        with fewer phrases than `least`."""
-
-    def most_covered(self, text: str, least: int, longest: int) -> float:
-        """The highest of a text's lines of at most so many bytes of UTF-8."""
+    def bars(self, text: str, share: float, least: int, longest: int) -> list[int]:
+        """The numbers of the lines of at most `longest` bytes of UTF-8 that end no sentence and hold at least `least`
+        listed phrases, which make up this share of their words (characters in Chinese), numbers apart."""
 
 class Hints:
     def __init__(self, kinds: list[list[str]]) -> None:
@@ -39,8 +36,9 @@ class Hints:
     def score(self, lines: list[str]) -> NDArray[np.int32]:
         """[N] different hints in each line, at most two of a kind, less those that speak against."""
 
-    def highest(self, text: str, longest: int) -> int:
-        """The highest score of a text's lines of at most so many bytes of UTF-8."""
+    def lines(self, text: str, least: float, reach: int, small: int) -> list[int]:
+        """The numbers of the lines that score `least` and have at most `reach` characters a hint; one of at most `small`
+        characters that ends no sentence needs one hint less."""
 
 class Trainer:
     def __init__(self, order: int, prune: int) -> None: ...
@@ -94,31 +92,51 @@ def tokens(text: str, marks: bool = False) -> list[int]:
     """Hashes of Chinese characters and of words; of punctuation too with `marks`."""
 
 class Bloom:
-    added: int
-    bytes: int
-    def __init__(self, capacity: int, rate: float) -> None: ...
+    """The part `part` of `parts` of a filter's bits."""
+
+    probes: int
+    total: int
+    """64-bit words of all parts together."""
+    words: NDArray[np.uint64]
+    """Those of this part, copied."""
+    def __init__(self, capacity: int, rate: float, part: int = 0, parts: int = 1) -> None: ...
     @staticmethod
-    def load(path: str) -> Bloom: ...
-    def save(self, path: str) -> None: ...
+    def load(path: str, part: int = 0, parts: int = 1) -> Bloom: ...
     def test(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]: ...
     def test_and_add(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]: ...
 
 Found = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
 """[N] each: page or -1, Hamming distance of 128 SimHash bits (0 for minhash), estimated Jaccard similarity."""
 
-class NearIndex:
+class NearPages:
+    """Every `parts`-th page of an index, from page `part` on."""
+
+    bytes: int
+    def __init__(self, method: str, part: int = 0, parts: int = 1) -> None: ...
+    def find(self, signatures: NDArray[np.uint64], distance: int, jaccard: float) -> Found:
+        """Of each page the one of these most like it."""
+
+    def add(self, signatures: NDArray[np.uint64], first: int, open: NDArray[np.uint8]) -> None:
+        """Takes its own of the pages `first`, `first` + 1 ...; `open` is what NearOrder said of each."""
+
+class NearOrder:
+    """Which pages an index takes, in order, and into which of their buckets."""
+
     bytes: int
     method: str
     def __init__(self, method: str) -> None: ...
-    @staticmethod
-    def load(path: str) -> NearIndex: ...
-    def save(self, path: str) -> None: ...
     def __len__(self) -> int: ...
-    def find(self, signatures: NDArray[np.uint64], distance: int, jaccard: float) -> Found:
-        """Of each page the one most like it."""
+    def admit(self, signatures: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """[N] bits: the bands whose bucket takes the page. All pages are taken."""
 
-    def find_or_add(self, signatures: NDArray[np.uint64], distance: int, jaccard: float) -> Found:
-        """The same, page by page; one that is like none before it is added, and its page is -1."""
+    def resolve(
+        self, signatures: NDArray[np.uint64], found: Found, distance: int, jaccard: float
+    ) -> tuple[Found, NDArray[np.uint8]]:
+        """`found`: the match of each page among those taken before. A page like none of them and like none taken before
+        it in this batch is taken, and stays without a match."""
+
+def best(found: list[Found]) -> Found:
+    """Of each page the best match of several parts."""
 
 class GramSet:
     def __init__(self, grams: int, shortest: int) -> None: ...

@@ -82,6 +82,7 @@ def test_the_page_has_every_table(
         "likeness alone, minhash",
         "all five parts, files to files",
         "score: perplexity",
+        "score: classifier",
         "all five parts, two processes, the same",
     ):
         assert f"{job} | " in page, job
@@ -90,6 +91,9 @@ def test_the_page_has_every_table(
     assert "| private data | 8 | 8 | 1.0000 | 1.0000 |" in page
     assert "| copy, 5% edited | 8 | 8 | 1.0000 | 1.0000 |" in page
     assert "| deduplicate.content | " in page
+    assert "| zh, 120 | shuffled pages | " in page
+    assert "| en, 120 | adverts and menus | " in page
+    assert "| en | classifier | 120 | 48 | " in page
     assert (tmp_path / "curve.png").stat().st_size > 5000
     assert load("benchmark_factory").main(["--text", f"zh={tmp_path}/none.jsonl"]) == 2
     assert "benchmark_factory: " in capsys.readouterr().err

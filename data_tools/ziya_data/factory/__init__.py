@@ -9,8 +9,8 @@ evaluate.py                         5. the gate of Table 1; sheet.py: the same b
 recipe.py    every knob             read.py, warc.py  raw files to `Document`s   storage.py   files of documents
 parts.py     the parts on a shard   steps.py          a step on all shards       keys.py      what is done already
 pipeline.py  the run, resumable     resolve.py        who stays, in order        tally.py     what was counted
-finish.py    formats.py, outputs    report.py         pictures.py: the page      estimate.py  hours for N terabytes
-commands.py  the command line       look.py           inspect and explain
+executors.py processes, Ray         finish.py         formats.py, outputs        estimate.py  hours for N terabytes
+commands.py  the command line       look.py           inspect and explain        report.py    pictures.py: the page
 output.py    what may be overwritten: only what an earlier run wrote
 The inner loops are C++: ../../csrc/factory*.{cpp,h}, module `ziya_data._factory`.
 """

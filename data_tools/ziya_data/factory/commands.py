@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -27,6 +28,20 @@ def run(argv: list[str]) -> int:
         "--workers", type=int, default=1, help="processes (default 1); the output does not depend on it"
     )
     arguments.add_argument(
+        "--executor",
+        default="processes",
+        help="processes of this machine (default), or ray: the nodes of a Ray cluster",
+    )
+    arguments.add_argument(
+        "--ray-address",
+        default="",
+        metavar="ADDRESS",
+        help="of a Ray cluster whose nodes see these files (default: RAY_ADDRESS, else one is started here)",
+    )
+    arguments.add_argument(
+        "--partitions", type=int, metavar="N", help="parts of the de-duplication index (default: the recipe's)"
+    )
+    arguments.add_argument(
         "--shard",
         default="",
         metavar="K/N",
@@ -39,8 +54,18 @@ def run(argv: list[str]) -> int:
     from ziya_data.factory import estimate, pipeline, recipe
 
     settings = recipe.load(given.recipe)
+    if given.partitions is not None:
+        settings = replace(settings, deduplicate=replace(settings.deduplicate, partitions=given.partitions))
+        recipe.check(settings)
     share = part(given.shard)
-    report = pipeline.run(settings, given.workers, lambda line: print(line, flush=True), share)
+    report = pipeline.run(
+        settings,
+        given.workers,
+        lambda line: print(line, flush=True),
+        share,
+        executor=given.executor,
+        address=given.ray_address,
+    )
     if not report:
         return 0
     print(pipeline.summary(report), flush=True)

@@ -36,8 +36,11 @@ def canonical(url: str) -> str:
     except ValueError:  # such as an unclosed [ in the host: then the address is compared as it is
         return url.strip()
     host = parts.netloc.lower().rpartition("@")[2].removesuffix(DEFAULT_PORT.get(parts.scheme.lower(), ":80"))
+    page = host.removeprefix("www.") + parts.path.rstrip("/")
+    if not parts.query:
+        return page
     query = sorted((name, value) for name, value in parse_qsl(parts.query, True) if not TRACKING.match(name))
-    return host.removeprefix("www.") + parts.path.rstrip("/") + ("?" + urlencode(query) if query else "")
+    return f"{page}?{urlencode(query)}" if query else page
 
 
 def fingerprints(documents: list[Document], method: str, near: bool = True) -> Prints:

@@ -86,9 +86,10 @@ def collect(recipe: Recipe, shards: list[Shard], work: Path, out: Path) -> None:
 def read_sample(recipe: Recipe, shards: list[Shard], work: Path, wanted: int) -> list[Document]:
     """The documents that the gate looks at, in the order in which they were drawn, whichever shard they lie in."""
     found = [
-        storage.from_record(record)
+        document
         for shard in shards
-        for record in storage.read_lines(work / "write" / f"{shard.name}.sample.jsonl.zst")
+        for batch in storage.read_batches(work / "write" / f"{shard.name}.sample.zst")
+        for document in batch
     ]
     return sorted(found, key=lambda item: (chosen(item.id, recipe.run.seed, "evaluate"), item.id))[:wanted]
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def step_keys(recipe: Recipe, shards: list[Shard]) -> dict[str, list[str]]:
         digest(key, together[shard.source.name], settings, prints) for shard, key in zip(shards, prepared, strict=True)
     ]
     against = [identity(Path(folder) / "near.index") for folder in recipe.deduplicate.against]
-    resolved = digest(filtered, asdict(recipe.deduplicate), against, asdict(recipe.evaluate))
+    resolved = digest(filtered, asdict(replace(recipe.deduplicate, partitions=1)), against, asdict(recipe.evaluate))
     written = [digest(resolved, i, asdict(recipe.run)) for i in range(len(shards))]
     finished = digest(written, code)
     return {

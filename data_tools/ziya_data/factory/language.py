@@ -5,9 +5,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ziya_data._factory import WordList, scripts
 
 HAN, KANA, HANGUL, LATIN, OTHER = range(5)
@@ -52,13 +49,13 @@ def identify(texts: list[str], confidence: float = 0.5) -> list[tuple[str, float
     """
     beginnings = [text[:LOOKED_AT] for text in texts]
     common = common_english().count(beginnings).tolist()
-    rows = zip(beginnings, scripts(texts), common, strict=True)
+    rows = zip(beginnings, scripts(texts).tolist(), common, strict=True)
     return [judge(beginning, counts, words, confidence) for beginning, counts, words in rows]
 
 
-def judge(beginning: str, counts: NDArray[np.uint32], common: int, confidence: float) -> tuple[str, float]:
+def judge(beginning: str, counts: list[int], common: int, confidence: float) -> tuple[str, float]:
     """(language, confidence) from how many letters of each script there are; lid.176 is asked when that does not do."""
-    han, kana, hangul, latin, other = (float(count) for count in counts)
+    han, kana, hangul, latin, other = counts
     eastern = han + kana + hangul
     letters = HAN_WEIGHT * eastern + latin + other
     if not letters:

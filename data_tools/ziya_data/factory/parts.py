@@ -8,6 +8,7 @@ write_shard   what de-duplication decided by the fingerprints, carried out: the 
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -49,31 +50,35 @@ class Output:
     """The documents and drops of one step on one shard, written as they come."""
 
     def __init__(self, stack: ExitStack, folder: Path, shard: Shard) -> None:
-        self.kept = stack.enter_context(storage.lines_out(folder / f"{shard.name}.jsonl.zst"))
+        self.kept = stack.enter_context(storage.batches_out(folder / f"{shard.name}.documents.zst"))
         self.dropped = stack.enter_context(storage.lines_out(folder / f"{shard.name}.dropped.jsonl.zst"))
 
     def write(self, documents: list[Document], reasons: list[str], tally: Tally) -> list[Document]:
         """Writes the drops; gives back those that stay."""
-        stay = []
-        for document, reason in zip(documents, reasons, strict=True):
-            if reason:
-                record = storage.dropped_record(document, reason)
-                storage.write_line(self.dropped, record)
-                tally.drop(record, document.metadata["size"])
-            else:
-                stay.append(document)
-        return stay
+        return sift(documents, reasons, self.dropped, tally)
 
     def keep(self, documents: list[Document], tally: Tally) -> None:
         begin = time.perf_counter()
-        for document in documents:
-            storage.write_line(self.kept, storage.to_record(document))
+        storage.write_batch(self.kept, documents)
         tally.seconds["storage"] += time.perf_counter() - begin
+
+
+def sift(documents: list[Document], reasons: list[str], dropped: IO[str], tally: Tally) -> list[Document]:
+    """Writes and counts those that have a reason; gives back the others."""
+    stay = []
+    for document, reason in zip(documents, reasons, strict=True):
+        if reason:
+            record = storage.dropped_record(document, reason)
+            storage.write_line(dropped, record)
+            tally.drop(record, document.metadata["size"])
+        else:
+            stay.append(document)
+    return stay
 
 
 def stored(folder: Path, shard: Shard, tally: Tally) -> Iterator[list[Document]]:
     """Batches of what the step before left."""
-    found = batches(map(storage.from_record, storage.read_lines(folder / f"{shard.name}.jsonl.zst")))
+    found = batches(chain.from_iterable(storage.read_batches(folder / f"{shard.name}.documents.zst")))
     while True:
         begin = time.perf_counter()
         batch = next(found, None)
@@ -164,8 +169,9 @@ def write_shard(shard: Shard, recipe: Recipe, last_draw: float, work: Path) -> T
     draws = fingerprints.read(work / "filter", shard.name)["draw"]
     at = 0
     with ExitStack() as stack:
-        output = Output(stack, folder, shard)
-        sample = stack.enter_context(storage.lines_out(folder / f"{shard.name}.sample.jsonl.zst"))
+        kept = stack.enter_context(storage.lines_out(folder / f"{shard.name}.jsonl.zst"))
+        dropped = stack.enter_context(storage.lines_out(folder / f"{shard.name}.dropped.jsonl.zst"))
+        sample = stack.enter_context(storage.batches_out(folder / f"{shard.name}.sample.zst"))
         held = {
             language: stack.enter_context(storage.lines_out(folder / f"{shard.name}.{language}.jsonl"))
             for language in recipe.preprocess.languages
@@ -176,11 +182,11 @@ def write_shard(shard: Shard, recipe: Recipe, last_draw: float, work: Path) -> T
             for i, document in enumerate(batch):
                 if verdict := verdicts.get(at + i):
                     reasons[i], document.metadata["why"] = verdict["reason"], verdict["why"]
-                elif draws[at + i] <= last_draw:
-                    storage.write_line(sample, storage.to_record(document))
-            for document in output.write(batch, reasons, tally):
+            drawn = draws[at : at + len(batch)] <= last_draw
+            storage.write_batch(sample, [item for i, item in enumerate(batch) if drawn[i] and not reasons[i]])
+            for document in sift(batch, reasons, dropped, tally):
                 tally.count("deduplicate", document, document.metadata["size"])
-                write(document, shard, recipe, output.kept, held, tally)
+                write(document, shard, recipe, kept, held, tally)
             at += len(batch)
             tally.seconds["storage"] += time.perf_counter() - begin
     storage.join(

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 
 from ziya_data.factory import score
 
@@ -106,25 +106,28 @@ def scores(report: dict[str, Any]) -> str:
     columns = 3
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(2.5 * columns + 0.5, 1.9 * lines + 0.3))
-    grid = figure.subplots(lines, columns, squeeze=False)
+    # tight_layout would draw it all once more to find these distances.
+    grid = figure.subplots(lines, columns, squeeze=False, gridspec_kw={"wspace": 0.3, "hspace": 0.5})
     for axes in grid.flat[len(rows) :]:
         axes.set_visible(False)
     for axes, row in zip(grid.flat, rows, strict=False):
-        heights = [(int(place) + 0.5) / 10 for place in row["histogram"]]
+        places = sorted(map(int, row["histogram"]))
+        counts = [row["histogram"].get(str(place), 0) for place in range(places[0], places[-1] + 1)]
+        edges = [place / 10 for place in range(places[0], places[-1] + 2)]
         if row["measure"] == "perplexity":
-            places = [math.exp(height) for height in heights]
-            axes.bar(places, row["histogram"].values(), [place * 0.1 for place in places], color=LEFT)
+            edges = [math.exp(edge) for edge in edges]
             axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_minor_locator(NullLocator())  # ninety marks, and powers of ten as formulas, take longer
+            axes.xaxis.set_major_formatter("{x:g}")  # to draw than all the rest
         else:
-            axes.bar([height - score.EVEN for height in heights], row["histogram"].values(), 0.1, color=LEFT)
+            edges = [edge - score.EVEN for edge in edges]
+        axes.stairs(counts, edges, fill=True, color=LEFT)
         for name, colour in (("high", COLOURS[2]), ("medium", COLOURS[1])):
             if row[name] is not None:
                 axes.axvline(row[name], color=colour, linewidth=1.5)
         axes.set_title(f"{row['source']} {row['language']}", fontsize=8)
         axes.tick_params(labelsize=7)
         bare(axes)
-    figure.tight_layout()
     return svg(figure, "scores")
 
 

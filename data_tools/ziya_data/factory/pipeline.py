@@ -12,36 +12,44 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ziya_data.factory import decontaminate, finish, output, parts, score
-from ziya_data.factory.deduplicate import Index
+from ziya_data.factory import decontaminate, executors, finish, index, output, parts, score
 from ziya_data.factory.keys import step_keys
 from ziya_data.factory.read import shards_of
 from ziya_data.factory.recipe import Recipe
 from ziya_data.factory.resolve import resolve_shards
-from ziya_data.factory.steps import Say, Workers, each, marked, processes
+from ziya_data.factory.steps import Say, Workers, each, marked
 from ziya_data.factory.tally import Shard, Tally
 
 
-def run(recipe: Recipe, workers: int = 1, say: Say = print, part: tuple[int, int] | None = None) -> dict[str, Any]:
+def run(
+    recipe: Recipe,
+    workers: int = 1,
+    say: Say = print,
+    part: tuple[int, int] | None = None,
+    executor: str = "processes",
+    address: str = "",
+) -> dict[str, Any]:
     """Runs a recipe, or goes on with it, and returns the report (also OUT/report.json).
 
     With `part` (k, n) it does no more than prepare and filter the shards k, k + n, k + 2 n ..., and returns {}: several
     machines do one each, and a run without `part` finds their work done. Filtering waits until all shards of a source
     that is ranked are prepared, so `part` is run twice.
 
-    The files written are the same whatever `workers` and `part` are. Raises ValueError or FileNotFoundError before any
-    work when an input, a scorer or an older index is missing, or when the output folder holds what no run of ours
-    wrote.
+    `executor` says who does the work: `processes` of this machine, or `ray`, a cluster at `address` (executors.py).
+
+    The files written are the same whatever `workers`, `part` and `executor` are. Raises ValueError or FileNotFoundError
+    before any work when an input, a scorer or an older index is missing, or when the output folder holds what no run of
+    ours wrote.
     """
     begin = time.perf_counter()
-    if workers < 1:
-        raise ValueError(f"workers = {workers} must be at least 1")
+    team = executors.start(executor, workers, address)
     out = Path(recipe.run.output)
     shards = [Shard(source, path, n) for source in recipe.source for n, path in enumerate(shards_of(source))]
     output.check(out, [shard.path for shard in shards])
     models = score.load_models(recipe.score)
     announce(recipe, say)
-    old = [Index.load(Path(folder), recipe.deduplicate.method) for folder in recipe.deduplicate.against]
+    for folder in recipe.deduplicate.against:
+        index.check(Path(folder), recipe.deduplicate.method)
     keys = step_keys(recipe, shards)
     done = out / "report.json"
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")).get("key") == keys["finish"][0]:
@@ -49,17 +57,19 @@ def run(recipe: Recipe, workers: int = 1, say: Say = print, part: tuple[int, int
         report: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         return report
     work = output.begin(out)
-    with processes(workers) as pool:
+    with team as pool:
         if part:
-            run_part(recipe, shards, keys, work, pool, say, part)
+            run_part(recipe, shards, keys, work, pool.run, say, part)
             return {}
-        prepared = each("prepare", partial(prepare, recipe, work), shards, keys["prepare"], work, pool, say)
+        prepared = each("prepare", partial(prepare, recipe, work), shards, keys["prepare"], work, pool.run, say)
         bounds = bounds_of(recipe, shards, prepared)
-        filtered = each("filter", partial(filter_shard, recipe, bounds, work), shards, keys["filter"], work, pool, say)
+        filtered = each(
+            "filter", partial(filter_shard, recipe, bounds, work), shards, keys["filter"], work, pool.run, say
+        )
         done.unlink(missing_ok=True)  # from here on the outputs change: they are no longer what it tells of
-        resolved = resolve_shards(recipe, shards, old, keys["resolve"][0], work, out, say)
+        resolved = resolve_shards(recipe, shards, keys["resolve"][0], work, out, pool.spread, say)
         task = partial(write_shard, recipe, resolved.last_draw, work)
-        written = each("write", task, shards, keys["write"], work, pool, say)
+        written = each("write", task, shards, keys["write"], work, pool.run, say)
     total, by_source = totals(shards, prepared, filtered, written)
     total.seconds["resolve"] += resolved.seconds
     report = finish.finish(recipe, shards, work, out, models, total, by_source, bounds, resolved, say)

@@ -138,12 +138,22 @@ def json_lines(shard: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
                 else:
                     message = f"{place} is not a JSON object"
                 if isinstance(record, dict):
-                    yield place, record, ""
+                    halves = b"\\ud" in line or b"\\uD" in line
+                    yield place, whole(record) if halves else record, ""
                 else:
                     yield place, {"text": line[:2000].decode("utf-8", "replace")}, message
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         place = f"{shard} line {number + 1}"
         yield place, {"text": ""}, f"{shard} is damaged from line {number + 1} on: {error}"
+
+
+def whole(value: Any) -> Any:
+    """A JSON value without halves of surrogate pairs: JSON may escape one alone, but no file can hold it."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "ignore").decode()
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return {key: whole(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def open_bytes(path: Path) -> IO[bytes]:

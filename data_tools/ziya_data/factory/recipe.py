@@ -87,6 +87,9 @@ class Deduplicate:
     """Tokens below which only exact repeats count: a short sentence is near too many others."""
     against: tuple[str, ...] = ()
     """seen/ folders of earlier runs: what they hold counts as seen and is not read again."""
+    partitions: int = 1
+    """Parts that the index is cut into; with `--executor ray` each lies in a process of its own, on the node that has
+    room. What is found does not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +254,8 @@ def check(recipe: Recipe) -> None:
         raise ValueError(f"deduplicate.distance = {recipe.deduplicate.distance} must be 0 to 32 of 128 bits")
     if recipe.deduplicate.method not in METHODS:
         raise ValueError(f"deduplicate.method = {recipe.deduplicate.method!r} must be one of {', '.join(METHODS)}")
+    if recipe.deduplicate.partitions < 1:
+        raise ValueError(f"deduplicate.partitions = {recipe.deduplicate.partitions} must be at least 1")
     grams = recipe.decontaminate
     if not 1 <= grams.shortest <= grams.grams or grams.hits < 1:
         raise ValueError("decontaminate.shortest must be 1 to decontaminate.grams, and hits at least 1")

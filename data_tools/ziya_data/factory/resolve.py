@@ -9,10 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ziya_data.factory import fingerprints, storage
-from ziya_data.factory.deduplicate import Index, resolve
+from ziya_data.factory.deduplicate import Verdicts, resolve
+from ziya_data.factory.index import Index
+from ziya_data.factory.partition import Spread
 from ziya_data.factory.recipe import Recipe
 from ziya_data.factory.steps import Say
 from ziya_data.factory.tally import Shard
+
+CHUNK = 1 << 16
+"""Documents that the index is asked about at once."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,11 @@ class Resolved:
 
 
 def resolve_shards(
-    recipe: Recipe, shards: list[Shard], old: list[Index], key: str, work: Path, out: Path, say: Say
+    recipe: Recipe, shards: list[Shard], key: str, work: Path, out: Path, spread: Spread, say: Say
 ) -> Resolved:
     """De-duplicates in the recipe's order, which decides who stays: work/resolve/<shard>.jsonl holds the verdicts on
-    those that go. Writes seen/ and, last, the marker of the whole step."""
+    those that go. Writes seen/ and, last, the marker of the whole step. `spread` makes the partitions of the indexes.
+    """
     begin = time.perf_counter()
     folder = work / "resolve"
     marker = folder / "done.json"
@@ -42,29 +48,34 @@ def resolve_shards(
             say("resolve  is done already")
             return Resolved(**record)
     marker.unlink(missing_ok=True)
-    index = Index.empty(recipe.deduplicate)
+    settings = recipe.deduplicate
+    index = Index(settings, spread)
+    old = [Index(settings, spread, Path(folder)) for folder in settings.against]
     total, count, kept_draws = 0, 0, [np.zeros(0)]
     for shard in shards:
         prints, ids = fingerprints.read(work / "filter", shard.name), fingerprints.read_ids(work / "filter", shard.name)
-        skip = shard.source.skip
-        near = "deduplicate.near" not in skip
-        verdicts = {} if "deduplicate" in skip else resolve(prints, ids, index, old, recipe.deduplicate, near)
+        verdicts: Verdicts = {}
+        near = "deduplicate.near" not in shard.source.skip
+        for start in range(0, 0 if "deduplicate" in shard.source.skip else len(prints), CHUNK):
+            some = slice(start, start + CHUNK)
+            found = resolve(prints[some], ids[some], index, old, settings, near)
+            verdicts |= {start + at: verdict for at, verdict in found.items()}
         with storage.lines_out(folder / f"{shard.name}.jsonl") as file:
             for at, (reason, why) in verdicts.items():
                 storage.write_line(file, {"at": at, "reason": reason, "why": why})
         total, count = total + len(prints), count + len(prints) - len(verdicts)
         draws = np.delete(prints["draw"], list(verdicts))
         kept_draws.append(draws[np.isfinite(draws)])
-    if index.contents.added > recipe.deduplicate.capacity:
-        say(f"warning: {index.contents.added} pages are more than deduplicate.capacity; raise it")
+    if index.added["contents"] > settings.capacity:
+        say(f"warning: {index.added['contents']:,} pages are more than deduplicate.capacity; raise it")
     with storage.replacing_folder(out / "seen") as temporary:
         index.save(temporary)
     wanted = int(max(recipe.evaluate.share * count, recipe.evaluate.at_least))
     last_draw = last_of(np.concatenate(kept_draws), wanted)
-    found = Resolved(len(index.ids), wanted, last_draw, time.perf_counter() - begin)
-    storage.write_json(marker, {"key": key, **asdict(found)})
-    say(f"resolve  {count:,} of {total:,} documents stay  {found.seconds:6.1f} s")
-    return found
+    resolved = Resolved(len(index.ids), wanted, last_draw, time.perf_counter() - begin)
+    storage.write_json(marker, {"key": key, **asdict(resolved)})
+    say(f"resolve  {count:,} of {total:,} documents stay  {resolved.seconds:6.1f} s")
+    return resolved
 
 
 def last_of(draws: NDArray[np.float64], wanted: int) -> float:

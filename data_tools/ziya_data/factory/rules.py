@@ -55,6 +55,7 @@ def change(document: Document, page: Page, limits: dict[str, Limits], struck: Co
         if limit is not None:
             document.text, times = rule.change(document.text, page, limit)
             if times:
+                page.stirred = page.stirred or rule.level != "paragraph"
                 struck[f"rules.{rule.name}"] += times
     shortest = limits[too_short.name].get(page.language)
     if shortest is not None and len(document.text) < len(page.text):

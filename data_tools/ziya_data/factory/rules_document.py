@@ -48,7 +48,8 @@ class Facts(NamedTuple):
     stop_words: Any
     repeated_grams: Any
     top_pair: Any
-    longest_mark_run: Any
+    mark_runs: Any
+    wordless_lines: Any
     longest_number: Any
     advert: Any
     toxic: Any
@@ -62,6 +63,9 @@ class Page:
     text: str
     language: str
     facts: Facts
+    stirred: bool = False
+    """Whether a rule changed something within a line, so that a count may no longer be the most there can be; whole
+    lines that go only make it less."""
 
 
 class Pages:

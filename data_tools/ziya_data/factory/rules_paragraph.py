@@ -20,6 +20,16 @@ def without(text: str, goes: Callable[[list[str]], list[bool]]) -> tuple[str, in
     return "\n".join(line for line, gone in zip(lines, marks, strict=True) if not gone).strip("\n"), sum(marks)
 
 
+def without_lines(text: str, numbers: list[int]) -> tuple[str, int]:
+    """The text without the lines of these numbers, from 0 on."""
+    if not numbers:
+        return text, 0
+    lines = text.split("\n")
+    for number in reversed(numbers):
+        del lines[number]
+    return "\n".join(lines).strip("\n"), len(numbers)
+
+
 @rule("paragraph", zh=60, en=160)
 def paragraph_advert(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph with an advertising phrase (lists/advert.*) when it is shorter than the limit and does not
@@ -40,26 +50,16 @@ REACH = {"zh": 25, "en": 60}
 """Characters for which one hint may speak: hints thinly spread over a long paragraph say nothing."""
 SHORT = {"zh": 24, "en": 30}
 """Characters up to which a paragraph that is no whole sentence needs one hint less: `scan for our app` has no room."""
-LONGEST_PITCH = 1000
-"""Bytes of UTF-8 beyond which not even as many hints as can be counted, twelve, would do."""
 
 
 @rule("paragraph", zh=4, en=4)
 def paragraph_pitch(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph with so many hints that it sells something (lists/hints.*: calls to act, urgency, offers,
     contacts, a seller's voice, trades; at most two of a kind count, and what tells or reports counts against)."""
-    found, language = hints(page.language), page.language
-    if language not in REACH or found.highest(text, LONGEST_PITCH) < limit - 1:
+    language = page.language
+    if language not in REACH:
         return text, 0
-
-    def least(line: str) -> float:
-        return limit - (len(line) <= SHORT[language] and not line.endswith(("。", ".", "；", ";")))
-
-    def goes(lines: list[str]) -> list[bool]:
-        scores = found.score(lines).tolist()
-        return [len(line) <= REACH[language] * n and n >= least(line) for n, line in zip(scores, lines, strict=True)]
-
-    return without(text, goes)
+    return without_lines(text, hints(language).lines(text, limit, REACH[language], SHORT[language]))
 
 
 @rule("paragraph", zh=30, en=60)
@@ -103,15 +103,8 @@ LONGEST_BAR = 300
 def paragraph_buttons(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph that ends no sentence and stands, to this share, in lists of what bars, buttons, pagers and
     bylines say (lists/menu.*, lists/navigation.*): three English words and more, four Chinese ones."""
-    found, least = menu(page.language), ITEMS.get(page.language, 3)
-    if found.most_covered(text, least, LONGEST_BAR) < limit:
-        return text, 0
-
-    def goes(lines: list[str]) -> list[bool]:
-        shares = found.covered(lines, least).tolist()
-        return [n >= limit and line.rstrip()[-1] not in "。！？.!?…" for n, line in zip(shares, lines, strict=True)]
-
-    return without(text, goes)
+    least = ITEMS.get(page.language, 3)
+    return without_lines(text, menu(page.language).bars(text, limit, least, LONGEST_BAR))
 
 
 LINK_LINE = re.compile(r"(?m)^\s*(?:\S{0,12}[:：]\s*)?(?:https?://|www\.)\S+\s*$")
@@ -133,7 +126,7 @@ NO_WORD = re.compile(r"(?m)^[^\w\n]{4,}$")
 @rule("paragraph", zh=1, en=1)
 def paragraph_marks(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph of marks alone: separators, `| | |`, `----`."""
-    if not NO_WORD.search(text):
+    if not page.facts.wordless_lines:
         return text, 0
     return without(text, lambda lines: [bool(NO_WORD.match(line)) for line in lines])
 

@@ -107,7 +107,7 @@ def mask_mail(text: str, page: Page, limit: float) -> tuple[str, int]:
 
 def may_hold(text: str, page: Page, digits: int) -> bool:
     """Whether a number of so many digits can be there: the page was counted before other rules changed it."""
-    return page.facts.longest_number >= digits or text != page.text
+    return page.facts.longest_number >= digits or page.stirred
 
 
 IDENTITY = re.compile(
@@ -173,7 +173,7 @@ def mark_runs(text: str, page: Page, limit: float) -> tuple[str, int]:
             return match.group(1)
         return match.group()[: 3 if match.group(2) else 6 if match.group()[0] == "." else 2]
 
-    return MARK_RUN.subn(shorter, text) if page.facts.longest_mark_run >= 3 or text != page.text else (text, 0)
+    return MARK_RUN.subn(shorter, text) if page.facts.mark_runs or page.stirred else (text, 0)
 
 
 SENTENCE_RULES: tuple[TextRule, ...] = (sentence_toxic, sentence_cut, sentence_repeated)

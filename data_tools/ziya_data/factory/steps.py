@@ -1,4 +1,4 @@
-"""One step on all shards: here or in processes, a marker behind each shard, so that a killed run goes on.
+"""One step on all shards, a marker behind each, so that a killed run goes on.
 
     OUT/work/<step>/<shard>....    what the step made
                     <shard>.json   its tally, written last: the completion marker
@@ -9,11 +9,7 @@ more.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 
 from ziya_data.factory import storage
@@ -27,8 +23,8 @@ Workers = Callable[[Task, list[Shard]], Iterator[tuple[int, Tally, float]]]
 STAGES = {"prepare": "preprocess", "filter": "rules", "write": "deduplicate"}
 """Step -> the stage whose documents come out of it."""
 FILES = {
-    "prepare": (".jsonl.zst", ".dropped.jsonl.zst"),
-    "filter": (".jsonl.zst", ".dropped.jsonl.zst", ".prints.npy", ".ids.txt"),
+    "prepare": (".documents.zst", ".dropped.jsonl.zst"),
+    "filter": (".documents.zst", ".dropped.jsonl.zst", ".prints.npy", ".ids.txt"),
     "write": (".jsonl.zst", ".drops.jsonl.zst"),
 }
 """Step -> files that it leaves of each shard. The last step's are moved to their place in the end."""
@@ -51,50 +47,6 @@ def each(
         mark(folder, shards[i], keys[i], tally)
         progress(step, shards[i], tally, seconds, say)
     return [tallies[i] for i in range(len(shards))]
-
-
-def timed(task: Task, shard: Shard) -> tuple[Tally, float]:
-    begin = time.perf_counter()
-    return task(shard), time.perf_counter() - begin
-
-
-def in_this_process(task: Task, shards: list[Shard]) -> Iterator[tuple[int, Tally, float]]:
-    for at, shard in enumerate(shards):
-        yield at, *timed(task, shard)
-
-
-@contextmanager
-def processes(count: int) -> Iterator[Workers]:
-    """`count` processes for all steps of a run; with one, this one."""
-    if count == 1:
-        yield in_this_process
-        return
-    # spawn: a fork would carry over the threads that numpy and pyarrow may have started.
-    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-
-        def run(task: Task, shards: list[Shard]) -> Iterator[tuple[int, Tally, float]]:
-            if len(shards) == 1:
-                yield from in_this_process(task, shards)
-                return
-            futures = {pool.submit(timed, task, shards[at]): at for at in large_first(shards)}
-            for future in as_completed(futures):
-                yield futures[future], *future.result()
-
-        try:
-            yield run
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def large_first(shards: list[Shard]) -> list[int]:
-    """Positions of the shards, the largest file first: a large one begun last would be waited for by all."""
-    return sorted(range(len(shards)), key=lambda at: -size_of(shards[at].path))
-
-
-def size_of(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
 
 
 def marked(folder: Path, shard: Shard, key: str) -> Tally | None:

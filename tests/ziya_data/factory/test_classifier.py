@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factory_run import Make, silent
 
 from ziya_data._factory import Classifier
 from ziya_data.document import Document
-from ziya_data.factory import commands, score
+from ziya_data.factory import commands, look, pictures, pipeline, score, tighten
 from ziya_data.factory.recipe import Score
 
 
@@ -141,3 +142,32 @@ def test_bins_of_scores() -> None:
     assert place(-1.0) == 14 * 64
     assert score.middle_of(960, "score") == pytest.approx(0.5 / 64)
     assert score.place_of(Document("a", "x", "s")) is None
+
+
+def test_a_run_ranks_by_it_beside_perplexity(
+    make: Make,
+    files: dict[str, tuple[Path, Path]],
+    scorers: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    score.train_classifier("zh", *files["zh"], tmp_path / "c")
+    settings = make(score={"models": {"zh": str(tmp_path / "c"), "en": str(scorers["en"])}})
+    report = pipeline.run(settings, 1, silent)
+    rows = {row["language"]: row for row in report["score"]}
+    assert {language: row["measure"] for language, row in rows.items()} == {"zh": "score", "en": "perplexity"}
+    assert rows["zh"]["high"] < rows["zh"]["medium"] < 15, "log odds"
+    assert report["reasons"]["score.low"]["documents"] > 50
+    records = look.dropped(tmp_path / "out", "score.low")
+    whys = {record["language"]: record["why"].split(" ")[0] for record in records}
+    assert whys == {"zh": "score", "en": "perplexity"}
+    assert sum(record["id"].startswith("web:00001-") for record in records) > 60, "letters in any order"
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("web zh") and page.count("web en")
+    commands.explain([str(tmp_path / "out"), "web:00000-00000001"])
+    assert "score        score -" in capsys.readouterr().out
+    drawn = pictures.scores({"score": [rows["zh"]]})
+    assert "<!-- −" in drawn and "10^" not in drawn, "an axis of log odds, not a logarithmic one"
+    sample = tighten.Sample(tmp_path / "out", settings, report)
+    chinese = sample.ranks[[document.id.startswith("web:") for document in sample.documents]]
+    assert 0 <= chinese.min() < 0.05 and 0.5 < chinese.max() <= 0.6, "ranked by either"

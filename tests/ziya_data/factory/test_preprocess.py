@@ -1,3 +1,4 @@
+import re
 import unicodedata
 from collections.abc import Callable
 
@@ -7,7 +8,16 @@ from hypothesis import strategies as st
 
 from ziya_data.document import Document
 from ziya_data.factory.language import identify
-from ziya_data.factory.preprocess import BIT, preprocess, punctuation, repair_encoding, scan, tidy
+from ziya_data.factory.preprocess import (
+    BIT,
+    ODD_SPACES,
+    preprocess,
+    punctuation,
+    repair_encoding,
+    scan,
+    single_spaces,
+    tidy,
+)
 from ziya_data.factory.recipe import Preprocess
 
 SAMPLES = {
@@ -138,3 +148,9 @@ def test_english_is_known_by_its_words_and_nothing_else_is_taken_for_it() -> Non
     french = "Le vieux fermier a dit qu'il n'y serait pas, mais « the show must go on », comme ils disent tous là-bas."
     assert identify([english, dutch, french]) == [("en", 1.0), identify([dutch])[0], identify([french])[0]]
     assert [language for language, _ in identify([english, dutch, french])] == ["en", "other", "other"]
+
+
+@given(st.text(alphabet=f"ab \n{ODD_SPACES}", max_size=30))
+def test_a_run_of_spaces_becomes_one(text: str) -> None:
+    assert single_spaces(text) == re.sub(f"[ {ODD_SPACES}]+", " ", text)
+    assert single_spaces(text, "") == re.sub("  +", " ", text)

@@ -81,3 +81,13 @@ def test_missing_and_unknown_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.doc").write_text("x")
     with pytest.raises(ValueError, match="of no kind that can be read"):
         texts(tmp_path / "a.doc")
+
+
+def test_half_a_surrogate_pair_is_left_out(tmp_path: Path) -> None:
+    """JSON may escape one, and no file can hold it; whole pairs stay."""
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": "a\ud800b😀", "id": "x\udc00", "url": "http://\udfff/"}, {"text": "\\ud800"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows).replace("dfff", "DFFF"))
+    first, second = read(Source("s", ()), path, 0)
+    assert (first.text, first.id, first.url) == ("ab😀", "s:x", "http:///")
+    assert second.text == "\\ud800"

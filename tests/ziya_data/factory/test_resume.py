@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from factory_run import Make, files, silent
 
-from ziya_data.factory import finish, output, parts, pipeline, recipe, steps, storage, tally
+from ziya_data.factory import finish, output, parts, pipeline, storage
 
 
 def test_the_same_bytes_whatever_the_workers(make: Make, tmp_path: Path) -> None:
@@ -69,16 +69,6 @@ def test_a_run_killed_while_its_outputs_are_put_in_place_goes_on_and_ends_the_sa
     assert not (tmp_path / "out" / "report.json").exists()
     pipeline.run(make(), say=silent)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
-
-
-def test_large_shards_are_begun_first(tmp_path: Path) -> None:
-    source = recipe.Source("a", ())
-    for name, size in (("a", 5), ("b/c", 9), ("d", 7)):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x" * size)
-    shards = [tally.Shard(source, tmp_path / name, i) for i, name in enumerate("abd")]
-    assert steps.size_of(tmp_path / "b") >= 9
-    assert steps.large_first(shards) == [1, 2, 0]
 
 
 def test_shards_prepared_as_tasks_give_the_bytes_of_one_run(make: Make, tmp_path: Path) -> None:

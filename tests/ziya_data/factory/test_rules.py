@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from ziya_data._factory import FACTS, Measure, WordList
 from ziya_data.document import Document
 from ziya_data.factory.recipe import rule_limits
 from ziya_data.factory.rules import DOCUMENT_RULES, RULES, TEXT_RULES, apply_rules, pages
-from ziya_data.factory.rules_text import luhn
+from ziya_data.factory.rules_paragraph import NO_WORD
+from ziya_data.factory.rules_text import MARK_RUN, luhn
 
 LIMITS = rule_limits({})
 ZH = "早晨，老师在学校遇到了一位学生，他们就这样成了图书馆里的朋友。"
@@ -187,10 +190,28 @@ def test_facts_against_a_plain_count() -> None:
     assert row["spaces"] == sum(character.isspace() for character in text) + 1
     expected = {"han": 4, "kana": 2, "hangul": 1, "latin": 4, "digits": 2, "lines": 4, "bullet_lines": 2}
     expected |= {"code_lines": 2, "ellipsis_lines": 1, "stop_words": 2, "repeated_line_characters": 3, "uppercase": 0}
-    expected |= {"advert": 1, "toxic": 0, "navigation": 1, "longest_run": 1, "longest_mark_run": 2, "longest_number": 2}
+    expected |= {"advert": 1, "toxic": 0, "navigation": 1, "longest_run": 1, "mark_runs": 0, "longest_number": 2}
     assert {name: row[name] for name in expected} == expected
     assert row["tokens"] == 4 + 2 + 1 + 1 + 1 + 2
     assert row["distinct_tokens"] == 10
+
+
+@given(st.text("!!!??。。…….--==# ~a1一\n\u3000", max_size=40))
+@example("a......\n..")
+@example("----")
+@example("      ")
+def test_counts_say_where_a_pattern_can_be_found(text: str) -> None:
+    """The patterns are slow; a rule only looks for one where these counts say that it is there."""
+    facts = pages([text], "zh")[0].facts
+    assert bool(facts.mark_runs) == bool(MARK_RUN.search(text))
+    assert bool(facts.wordless_lines) == bool(NO_WORD.search(text))
+
+
+def test_a_number_that_a_repair_puts_together_is_still_masked() -> None:
+    text = f"{ZH}电话138<b>1234</b>5678。"
+    document = Document("a", text, "s", language="zh")
+    assert apply_rules([document], LIMITS, Counter()) == [""]
+    assert document.text == f"{ZH}电话[phone]。"
 
 
 def test_word_list_finds_whole_words_in_any_case_and_width() -> None:

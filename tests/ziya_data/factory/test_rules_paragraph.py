@@ -69,8 +69,11 @@ def test_hints_add_up_by_kind_and_are_spoken_against() -> None:
         "": 0,
     }
     assert found.score(list(scores)).tolist() == list(scores.values())
-    assert found.highest("nothing\nBuy, free\n\nbuy", 100) == 2
-    assert found.highest("nothing\nBuy, free\n\nbuy", 5) == 1, "longer lines are not looked at"
+    text = "nothing\nBuy, free\n\nbuy\nBuy, free\n"
+    assert found.lines(text, 2, 20, 0) == [1, 4]
+    assert found.lines(text, 2, 4, 0) == [], "nine characters are too many for two hints"
+    assert found.lines(text, 2, 20, 3) == [1, 3, 4], "a short line needs one less"
+    assert found.lines("Buy, free; nothing\nnobody\nbuy.\nbuy", 2, 99, 4) == [0, 3], "but not when it ends a sentence"
     start = Hints([["^get"], []])
     assert start.score(["Get it", "Now, get it", "the two-get rule", "to get it", "“Get"]).tolist() == [1, 1, 0, 0, 1]
     numbers = Hints([["满1减"], ["1折"], ["13800000000"], []])
@@ -121,11 +124,11 @@ def test_a_report_of_what_adverts_say_stays(prose: Callable[..., list[str]]) -> 
 
 def test_buttons_are_lines_of_menu_words_alone() -> None:
     found = WordList(["share", "sign in", "in"])
-    texts = ["Share 12", "sign in now please", "in", "3 4", ""]
-    assert found.covered(texts, 1).tolist() == [1, 0.5, 1, 0, 0]
-    assert found.covered([*texts, "share in"], 2).tolist() == [0, 0, 0, 0, 0, 1]
-    assert found.most_covered("nobody\nin it\n\nsign in 7", 1, 20) == 1
-    assert found.most_covered("nobody\nin it\n\nsign in 7", 1, 5) == 0.5
+    text = "Share 12\nsign in now please\nin \n\n3 4\nshare in?\nin share"
+    assert found.bars(text, 0.5, 1, 20) == [0, 1, 2, 6]
+    assert found.bars(text, 0.6, 1, 20) == [0, 2, 6]
+    assert found.bars(text, 0.5, 2, 20) == [6], "of two phrases"
+    assert found.bars(text, 0.5, 1, 8) == [0, 2, 6], "of eight bytes"
     for language, line, struck in (
         ("en", "Tweet Share Pin Email Print", 1),
         ("en", "Share and share alike, in print and in the news", 0),

@@ -1,0 +1,62 @@
+"""A part of an index of pages, wherever it lies: here, or in a process of a cluster."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ziya_data._factory import Bloom, NearPages
+from ziya_data.factory.recipe import Deduplicate
+
+FILTERS = ("urls", "contents")
+Rows = NDArray[np.uint64]
+"""[N, 7]: signatures."""
+Found = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
+"""[N] each: page or -1, Hamming distance of 128 SimHash bits (0 for minhash), estimated Jaccard similarity."""
+Ask = Callable[..., list[Any]]
+"""ask(method, *arguments) -> what that method of each partition returns, in order."""
+Spread = Callable[[Callable[[int, int], "Partition"], int], Ask]
+"""Makes so many partitions, of (number of the partition, how many there are), and gives the way to ask them all."""
+
+
+class Partition:
+    """Of each Bloom filter a stretch of its bits, and of the pages every `parts`-th one: memory and work are divided,
+    and what all partitions together find does not depend on how many there are."""
+
+    def __init__(self, settings: Deduplicate, folder: Path | None, part: int, parts: int) -> None:
+        """Empty filters, or with `folder` those that Index.save left there; the pages are added in any case."""
+        if folder is None:
+            blooms = [Bloom(settings.capacity, settings.false_positive_rate, part, parts) for _ in FILTERS]
+        else:
+            blooms = [Bloom.load(str(folder / f"{name}.bloom"), part, parts) for name in FILTERS]
+        self.filters = dict(zip(FILTERS, blooms, strict=True))
+        self.near = NearPages(settings.method, part, parts)
+
+    def seen(self, name: str, keys: NDArray[np.uint64], add: bool) -> NDArray[np.bool_]:
+        """[N], whether this part of the filter holds a key's bits, each key after those before it were added."""
+        bloom = self.filters[name]
+        return bloom.test_and_add(keys) if add else bloom.test(keys)
+
+    def layout(self, name: str) -> tuple[int, int, NDArray[np.uint64]]:
+        """Probes a key, words of the whole filter, this part of them."""
+        bloom = self.filters[name]
+        return bloom.probes, bloom.total, bloom.words
+
+    def find(self, rows: Rows, distance: int, jaccard: float) -> Found:
+        return self.near.find(rows, distance, jaccard)
+
+    def add(self, rows: Rows, first: int, bands: NDArray[np.uint8]) -> None:
+        """Takes its own of the pages `first`, `first` + 1 ..."""
+        self.near.add(rows, first, bands)
+
+    def bytes(self) -> int:
+        """Memory of its pages."""
+        return self.near.bytes
+
+
+def here(make: Callable[[int, int], Partition], count: int) -> Ask:
+    """All partitions in this process."""
+    partitions = [make(part, count) for part in range(count)]
+    return lambda method, *arguments: [getattr(partition, method)(*arguments) for partition in partitions]

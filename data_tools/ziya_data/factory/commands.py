@@ -48,7 +48,11 @@ def run(argv: list[str]) -> int:
         help="prepare and filter only every Nth shard from the Kth on (0 to N - 1), as one of N machines or tasks",
     )
     arguments.add_argument(
-        "--estimate-tb", type=float, default=0.0, metavar="N", help="say what N terabytes of such text would take"
+        "--estimate-tb",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="say what N terabytes of such text would take: from a sample before the run, from all of it after",
     )
     given = arguments.parse_args(argv)
     from ziya_data.factory import estimate, pipeline, recipe
@@ -58,6 +62,9 @@ def run(argv: list[str]) -> int:
         settings = replace(settings, deduplicate=replace(settings.deduplicate, partitions=given.partitions))
         recipe.check(settings)
     share = part(given.shard)
+    if given.estimate_tb:
+        print("before the run, from the beginning of each source:", flush=True)
+        print(estimate.estimate(estimate.sample(settings), given.estimate_tb), flush=True)
     report = pipeline.run(
         settings,
         given.workers,
@@ -72,6 +79,7 @@ def run(argv: list[str]) -> int:
     if mistake := pipeline.nothing_kept(report):
         raise ValueError(mistake)
     if given.estimate_tb:
+        print("after the run, from all of it:", flush=True)
         print(estimate.estimate(report, given.estimate_tb))
     return int(settings.evaluate.required and not report["evaluate"]["passed"])
 

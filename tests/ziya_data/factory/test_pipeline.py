@@ -1,6 +1,7 @@
 """The whole run on a small corpus with planted defects: counts, files, report, the command line."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -139,8 +140,12 @@ def test_shard_and_estimate_on_the_command_line(
         assert cli.main(["factory", "run", str(path), f"--shard={wrong}"]) == 2
         assert f"--shard {wrong} must be K/N with K from 0 to N - 1" in capsys.readouterr().err
     assert cli.main(["factory", "run", str(path), "--shard", "0/2"]) == 0
+    capsys.readouterr()
     assert cli.main(["factory", "run", str(path), "--estimate-tb", "13"]) == 0
-    said = capsys.readouterr().out
+    before, said = capsys.readouterr().out.split("after the run, from all of it:\n")
+    assert re.search(r"from the beginning of each source:\n13 TB of text like this run's 1\.6 MB", before)
+    assert re.search(r"\n    1 cores .* h .* in one process: resolve, collect, evaluate\)\n", before)
+    assert before.index("13 TB") < before.index("prepare")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     gate = 0.01 * report["seconds"].pop("evaluate")  # here all were looked at; of many more it would be 1 in 100
     alone = sum(report["seconds"][part] for part in ("resolve", "collect")) + gate
@@ -148,8 +153,7 @@ def test_shard_and_estimate_on_the_command_line(
     assert f"({hours * alone:,.1f} h of them in one process" in said
     assert f"    1 cores {hours * (sum(report['seconds'].values()) + gate):12,.1f} h" in said
     assert "Ziya2        866.7 h" in said  # 13 TB at 15 GB an hour
-    with pytest.raises(ValueError, match="too small to estimate from"):
-        estimate.estimate({**report, "totals": [{"bytes": 10}]}, 1)
+    assert estimate.estimate({**report, "totals": [{"bytes": 10}]}, 1).startswith("10 bytes of text are too few")
 
 
 def test_batches_are_bounded_by_documents_and_characters() -> None:

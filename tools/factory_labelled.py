@@ -150,13 +150,14 @@ def salad(text: str, language: str, draw: random.Random) -> str:
 
 
 def fault(text: str) -> str:
-    """What is wrong with a page of the real text itself, "" for nothing: a table (more than half of the lines end no
-    sentence and are a quarter digits), or a stub (under 60 characters without one sentence of six letters)."""
+    """What is wrong with a page of the real text itself, "" for nothing: a table (most of its characters stand in lines
+    that end no sentence and are a quarter digits), or a stub (a line or two, under 60 characters, without one sentence
+    of six letters: a title, the caption of a picture that is not there)."""
     lines = [line for line in text.split("\n") if line.strip()]
     rows = [line for line in lines if line.rstrip()[-1] not in ENDS and 4 * len(DIGIT.findall(line)) > len(line)]
-    if 2 * len(rows) > len(lines):
+    if 2 * sum(map(len, rows)) > sum(map(len, lines)):
         return "table, as found"
-    return "stub, as found" if len(text) < 60 and not SENTENCE.search(text) else ""
+    return "stub, as found" if len(lines) <= 2 and len(text) < 60 and not SENTENCE.search(text) else ""
 
 
 def inserted(text: str, line: str, draw: random.Random) -> str:

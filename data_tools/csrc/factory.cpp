@@ -13,6 +13,7 @@
 #include "factory_model.h"
 #include "factory_near.h"
 #include "factory_train.h"
+#include "factory_words.h"
 
 namespace py = pybind11;
 using namespace ziya;
@@ -128,6 +129,9 @@ PYBIND11_MODULE(_factory, m) {
         .def("count", [](const WordList& words, const Texts& texts) {
             return for_each<uint32_t>(texts, 1, [&](std::string_view text, uint32_t* out) { *out = words.count(text); });
         }, py::arg("texts"), "uint32 [texts]")
+        .def("strike", [](const WordList& words, const Texts& texts, double share, size_t least, size_t longest) {
+            return for_each<bool>(texts, 1, [&](std::string_view text, bool* out) { *out = !words.bars(text, share, least, longest).empty(); });
+        }, py::arg("texts"), py::arg("share"), py::arg("least"), py::arg("longest"), "bool [texts]: whether bars finds any")
         .def("bars", &WordList::bars, py::arg("text"), py::arg("share"), py::arg("least"), py::arg("longest"),
              py::call_guard<py::gil_scoped_release>(), "The numbers of the lines that are made of listed phrases");
 
@@ -136,6 +140,9 @@ PYBIND11_MODULE(_factory, m) {
         .def("score", [](const Hints& hints, const Texts& texts) {
             return for_each<int32_t>(texts, 1, [&](std::string_view text, int32_t* out) { *out = hints.score(text); });
         }, py::arg("lines"), "int32 [lines]: different hints, at most two of a kind, less those of the last kind")
+        .def("strike", [](const Hints& hints, const Texts& texts, double least, size_t reach, size_t small) {
+            return for_each<bool>(texts, 1, [&](std::string_view text, bool* out) { *out = !hints.lines(text, least, reach, small).empty(); });
+        }, py::arg("texts"), py::arg("least"), py::arg("reach"), py::arg("small"), "bool [texts]: whether lines finds any")
         .def("lines", &Hints::lines, py::arg("text"), py::arg("least"), py::arg("reach"), py::arg("small"),
              py::call_guard<py::gil_scoped_release>(), "The numbers of the lines with so many hints");
 

@@ -17,8 +17,10 @@ class Hints {
         for (size_t kind = 0; kind < kinds.size(); ++kind)
             for (const std::string& phrase : kinds[kind]) {
                 const bool starts = !phrase.empty() && phrase[0] == '^';
+                std::vector<Token> tokens;
+                tokenize(std::string_view(phrase).substr(starts), tokens);
                 std::vector<uint64_t> wanted;
-                for (const Token& token : tokens_of(std::string_view(phrase).substr(starts))) wanted.push_back(token.key);
+                for (const Token& token : tokens) wanted.push_back(token.key);
                 if (wanted.empty() || wanted == std::vector<uint64_t>{NUMBER})
                     throw std::invalid_argument("the hint '" + phrase + "' is in every text; write a word beside the number");
                 first_[wanted[0] >> 51] = true;
@@ -30,34 +32,19 @@ class Hints {
 
     // How many different hints a line holds, at most two of a kind, less those that speak against.
     int32_t score(std::string_view line) const {
-        const std::vector<Token> tokens = tokens_of(line);
-        std::vector<const Phrase*> found(2 * kinds_);  // of each kind the first two that differ
-        std::vector<size_t> free(kinds_);              // where the last hint of a kind ends
-        int32_t sum = 0;
-        for (size_t at = 0; at < tokens.size(); ++at) {
-            if (!first_[tokens[at].key >> 51]) continue;
-            const auto same = phrases_.find(tokens[at].key);
-            if (same == phrases_.end()) continue;
-            for (const Phrase& phrase : same->second) {
-                const Phrase** mine = &found[2 * phrase.kind];
-                if (at < free[phrase.kind] || !stands(phrase, tokens, at)) continue;
-                free[phrase.kind] = at + phrase.wanted.size();
-                if (mine[1] || mine[0] == &phrase) continue;
-                mine[mine[0] != nullptr] = &phrase;
-                sum += phrase.kind + 1 < kinds_ ? 1 : -1;
-            }
-        }
-        return sum;
+        Found seen;
+        return score(line, seen);
     }
 
     // The numbers of the lines that score `least`, and have at most `reach` characters for each hint: thinly spread over a
     // long line hints say nothing. A line of at most `small` characters that ends no sentence needs one hint less.
     std::vector<size_t> lines(std::string_view text, double least, size_t reach, size_t small) const {
         const size_t longest = kinds_ ? 2 * (kinds_ - 1) * reach : 0;
+        Found seen;
         return lines_that(text, [&](std::string_view line) {
             const size_t length = length_of(line);
             if (length > longest) return false;
-            const int32_t found = score(line);
+            const int32_t found = score(line, seen);
             if (found <= 0 || length > reach * static_cast<size_t>(found)) return false;
             const bool brief = length <= small && !ends_with(line, {"。", ".", "；", ";"});
             return found >= least - brief;
@@ -78,9 +65,37 @@ class Hints {
         std::vector<uint64_t> wanted;
     };
 
-    // Words and Chinese characters; a run of numbers, in digits or Chinese numerals, is one token.
-    static std::vector<Token> tokens_of(std::string_view text) {
+    // What one line's score is made of; kept from line to line for its memory.
+    struct Found {
         std::vector<Token> tokens;
+        std::vector<const Phrase*> first_two;  // of each kind, that differ
+        std::vector<size_t> free;              // where the last hint of a kind ends
+    };
+
+    int32_t score(std::string_view line, Found& seen) const {
+        auto& [tokens, found, free] = seen;
+        tokenize(line, tokens);
+        found.assign(2 * kinds_, nullptr), free.assign(kinds_, 0);
+        int32_t sum = 0;
+        for (size_t at = 0; at < tokens.size(); ++at) {
+            if (!first_[tokens[at].key >> 51]) continue;
+            const auto same = phrases_.find(tokens[at].key);
+            if (same == phrases_.end()) continue;
+            for (const Phrase& phrase : same->second) {
+                const Phrase** mine = &found[2 * phrase.kind];
+                if (at < free[phrase.kind] || !stands(phrase, tokens, at)) continue;
+                free[phrase.kind] = at + phrase.wanted.size();
+                if (mine[1] || mine[0] == &phrase) continue;
+                mine[mine[0] != nullptr] = &phrase;
+                sum += phrase.kind + 1 < kinds_ ? 1 : -1;
+            }
+        }
+        return sum;
+    }
+
+    // Words and Chinese characters; a run of numbers, in digits or Chinese numerals, is one token.
+    static void tokenize(std::string_view text, std::vector<Token>& tokens) {
+        tokens.clear();
         bool starts = true;
         size_t digits = 0;  // of the number that the tokens end in
         const char* before = text.data();
@@ -105,7 +120,6 @@ class Hints {
             }
             starts = false;
         });
-        return tokens;
     }
 
     static bool is_number(uint64_t key) { return key == NUMBER || key == LONG_NUMBER; }

@@ -16,7 +16,7 @@ class Scanner:
     def __init__(self, sets: list[tuple[list[int], list[int]]]) -> None:
         """Pairs of sets of code points below 65,536; the second is empty where one character is enough."""
 
-    def __call__(self, texts: list[bytes]) -> NDArray[np.uint32]:
+    def __call__(self, texts: list[bytes] | list[str]) -> NDArray[np.uint32]:
         """[N] bit i is set for a UTF-8 text that holds a character of the first set of sets[i], and right behind it one
         of the second. Higher code points belong to every single set, and to no pair."""
 
@@ -29,6 +29,9 @@ class WordList:
         """The numbers of the lines of at most `longest` bytes of UTF-8 that end no sentence and hold at least `least`
         listed phrases, which make up this share of their words (characters in Chinese), numbers apart."""
 
+    def strike(self, texts: list[str], share: float, least: int, longest: int) -> NDArray[np.bool_]:
+        """[N] whether `bars` finds any."""
+
 class Hints:
     def __init__(self, kinds: list[list[str]]) -> None:
         """Phrases of each kind, written as lists/hints.* say; the last kind speaks against."""
@@ -37,8 +40,11 @@ class Hints:
         """[N] different hints in each line, at most two of a kind, less those that speak against."""
 
     def lines(self, text: str, least: float, reach: int, small: int) -> list[int]:
-        """The numbers of the lines that score `least` and have at most `reach` characters a hint; one of at most `small`
-        characters that ends no sentence needs one hint less."""
+        """The numbers of the lines that score `least` and have at most `reach` characters a hint; one of at most
+        `small` characters that ends no sentence needs one hint less."""
+
+    def strike(self, texts: list[str], least: float, reach: int, small: int) -> NDArray[np.bool_]:
+        """[N] whether `lines` finds any."""
 
 class Trainer:
     def __init__(self, order: int, prune: int) -> None: ...

@@ -2,7 +2,7 @@
 
 preprocess.py (with language.py)    1. encoding, language, Traditional to Simplified, normal form
 score.py                            2. perplexity by an n-gram model, or a classifier; rank within language and source
-rules.py (rules_*.py, words.py, lists/)   3. rules on documents, paragraphs, sentences
+rules.py (rules_*.py, page.py, words.py, lists/)   3. rules on documents, paragraphs, sentences
 decontaminate.py                    and no quotation of a benchmark
 deduplicate.py (fingerprints.py)    4. address, content, likeness; index.py, partition.py: what was seen, kept
 evaluate.py                         5. the gate of Table 1; sheet.py: the same by hand; tighten.py: when it fails

@@ -12,9 +12,9 @@ from typing import Any
 from ziya_data.document import Document
 from ziya_data.factory import score
 from ziya_data.factory.language import identify
+from ziya_data.factory.page import Page
 from ziya_data.factory.recipe import Evaluate
 from ziya_data.factory.rules import pages
-from ziya_data.factory.rules_document import Page
 from ziya_data.factory.rules_text import CARD, IDENTITY, MAIL, PHONE, TAG, luhn
 
 LONGEST_SENTENCE = {"zh": 150, "en": 120}

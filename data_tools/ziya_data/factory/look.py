@@ -109,7 +109,7 @@ def explain_rules(recipe: recipes.Recipe, document: Document) -> Iterator[str]:
             side = "most" if rule.above else "least"
             yield f"rules        {rule.name:18} {rule.measure(found)[0]:10.4g}  at {side} {limit:<8g} {verdict}"
     struck: Counter[str] = Counter()
-    change(deepcopy(document), found[0], recipe.rules.limits, struck)
+    change(deepcopy(document), found[0], recipe.rules.limits, struck, [True] * len(TEXT_RULES))
     for text_rule in TEXT_RULES:
         if times := struck[f"rules.{text_rule.name}"]:
             yield f"rules        {text_rule.name:18} struck {times} times ({text_rule.level})"

@@ -1,6 +1,7 @@
 """A part of an index of pages, wherever it lies: here, or in a process of a cluster."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class Partition:
 
 
 def here(make: Callable[[int, int], Partition], count: int) -> Ask:
-    """All partitions in this process."""
+    """All partitions in this process, asked by a thread each: the look-ups run side by side."""
     partitions = [make(part, count) for part in range(count)]
-    return lambda method, *arguments: [getattr(partition, method)(*arguments) for partition in partitions]
+    pool = ThreadPoolExecutor(count)
+
+    def ask(method: str, *arguments: Any) -> list[Any]:
+        return list(pool.map(lambda partition: getattr(partition, method)(*arguments), partitions))
+
+    return ask

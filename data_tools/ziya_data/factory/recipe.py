@@ -88,8 +88,8 @@ class Deduplicate:
     against: tuple[str, ...] = ()
     """seen/ folders of earlier runs: what they hold counts as seen and is not read again."""
     partitions: int = 1
-    """Parts that the index is cut into; with `--executor ray` each lies in a process of its own, on the node that has
-    room. What is found does not depend on it."""
+    """Parts that the index is cut into, each looked through by a thread; with `--executor ray` by a process of its own,
+    on whichever node. What is found does not depend on it."""
 
 
 @dataclass(frozen=True)

@@ -4,83 +4,13 @@ Loosely after Gopher and C4 for English, with limits of their own for Chinese, w
 or three letters.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-class Facts(NamedTuple):
-    """Counts in the order of `ziya_data._factory.FACTS`, of one text (float) or of many (a column [N] each); all are
-    characters unless the name says else. advert, toxic, navigation: how many listed phrases."""
-
-    characters: Any
-    han: Any
-    kana: Any
-    hangul: Any
-    latin: Any
-    other_letters: Any
-    digits: Any
-    spaces: Any
-    punctuation: Any
-    symbols: Any
-    uppercase: Any
-    brackets: Any
-    braces: Any
-    replacement: Any
-    url_characters: Any
-    sentence_ends: Any
-    longest_run: Any
-    lines: Any
-    short_lines: Any
-    bullet_lines: Any
-    ellipsis_lines: Any
-    ended_lines: Any
-    code_lines: Any
-    longest_line: Any
-    repeated_line_characters: Any
-    words: Any
-    word_characters: Any
-    tokens: Any
-    distinct_tokens: Any
-    stop_words: Any
-    repeated_grams: Any
-    top_pair: Any
-    mark_runs: Any
-    wordless_lines: Any
-    longest_number: Any
-    advert: Any
-    toxic: Any
-    navigation: Any
-
-
-@dataclass(slots=True)
-class Page:
-    """One document under the rules."""
-
-    text: str
-    language: str
-    facts: Facts
-    stirred: bool = False
-    """Whether a rule changed something within a line, so that a count may no longer be the most there can be; whole
-    lines that go only make it less."""
-
-
-class Pages:
-    """Documents of one language, measured; counts: [N, len(FACTS)]."""
-
-    def __init__(self, texts: list[str], language: str, counts: NDArray[np.float64]) -> None:
-        self.texts, self.language, self.counts = texts, language, counts
-        self.facts = Facts._make(counts.T)
-
-    def __getitem__(self, at: int) -> Page:
-        return Page(self.texts[at], self.language, Facts._make(self.counts[at].tolist()))
-
-    def __iter__(self) -> Iterator[Page]:
-        return (self[at] for at in range(len(self.texts)))
-
+from ziya_data.factory.page import Pages
 
 Limits = dict[str, float | None]
 Values = NDArray[np.float64]
@@ -279,8 +209,10 @@ GARBLE = ("锟斤拷", "烫烫烫", "屯屯屯", "ï¿½", "â€™", "â€œ"
 @above(zh=0.001, en=0.001)
 def garble(pages: Pages) -> Values:
     """Replacement characters and the well-known shapes of wrongly decoded text, per visible character."""
-    shapes = [0 if text.isascii() else sum(text.count(shape) for shape in GARBLE) for text in pages.texts]
-    return (pages.facts.replacement + np.array(shapes)) / visible(pages)
+    shapes = np.zeros(len(pages.texts))
+    for at in np.flatnonzero(pages.hold("garble")).tolist():
+        shapes[at] = sum(pages.texts[at].count(shape) for shape in GARBLE)
+    return (pages.facts.replacement + shapes) / visible(pages)
 
 
 @above(zh=0, en=0)

@@ -6,8 +6,11 @@ Each takes the text and gives it back changed, with how often it struck.
 import re
 from collections.abc import Callable
 
-from ziya_data.factory.rules_document import Page
-from ziya_data.factory.rules_text import TextRule, rule
+import numpy as np
+from numpy.typing import NDArray
+
+from ziya_data.factory.page import Page, Pages
+from ziya_data.factory.rules_text import TextRule, counted, holding, rule
 from ziya_data.factory.words import hints, menu, words
 
 
@@ -30,12 +33,10 @@ def without_lines(text: str, numbers: list[int]) -> tuple[str, int]:
     return "\n".join(lines).strip("\n"), len(numbers)
 
 
-@rule("paragraph", zh=60, en=160)
+@rule("paragraph", zh=60, en=160, may=counted("advert"))
 def paragraph_advert(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph with an advertising phrase (lists/advert.*) when it is shorter than the limit and does not
     read like a report (lists/hints.*), or holds two of them."""
-    if not page.facts.advert:
-        return text, 0
 
     def goes(lines: list[str]) -> list[bool]:
         counts = words("advert", page.language).count(lines).tolist()
@@ -52,7 +53,14 @@ SHORT = {"zh": 24, "en": 30}
 """Characters up to which a paragraph that is no whole sentence needs one hint less: `scan for our app` has no room."""
 
 
-@rule("paragraph", zh=4, en=4)
+def pitched(pages: Pages, limit: float) -> NDArray[np.bool_]:
+    if pages.language not in REACH:
+        return np.zeros(len(pages.texts), bool)
+    found = hints(pages.language)
+    return found.strike(pages.texts, limit, REACH[pages.language], SHORT[pages.language])
+
+
+@rule("paragraph", zh=4, en=4, may=pitched)
 def paragraph_pitch(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph with so many hints that it sells something (lists/hints.*: calls to act, urgency, offers,
     contacts, a seller's voice, trades; at most two of a kind count, and what tells or reports counts against)."""
@@ -62,11 +70,9 @@ def paragraph_pitch(text: str, page: Page, limit: float) -> tuple[str, int]:
     return without_lines(text, hints(language).lines(text, limit, REACH[language], SHORT[language]))
 
 
-@rule("paragraph", zh=30, en=60)
+@rule("paragraph", zh=30, en=60, may=counted("navigation"))
 def paragraph_navigation(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph with a phrase of menus and footers that is shorter than the limit."""
-    if not page.facts.navigation:
-        return text, 0
 
     def goes(lines: list[str]) -> list[bool]:
         counts = words("navigation", page.language).count(lines).tolist()
@@ -84,12 +90,10 @@ def is_menu(line: str, limit: float) -> bool:
     return short and not line.startswith("|") and line[-1] not in "。！？.!?…"
 
 
-@rule("paragraph", zh=8, en=20)
+@rule("paragraph", zh=8, en=20, may=holding("bar", "slash"))
 def paragraph_menu(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph of three items and more between |, > or / that are at most so long on average and end no
     sentence: a menu, a trail of crumbs. A row of a Markdown table, which begins with |, stays."""
-    if not any(mark in text for mark in ("|", "｜", "›", "»", ">", " / ")):
-        return text, 0
     return without(text, lambda lines: [is_menu(line, limit) for line in lines])
 
 
@@ -99,7 +103,11 @@ LONGEST_BAR = 300
 """Bytes of UTF-8."""
 
 
-@rule("paragraph", zh=0.8, en=0.8)
+def barred(pages: Pages, limit: float) -> NDArray[np.bool_]:
+    return menu(pages.language).strike(pages.texts, limit, ITEMS.get(pages.language, 3), LONGEST_BAR)
+
+
+@rule("paragraph", zh=0.8, en=0.8, may=barred)
 def paragraph_buttons(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph that ends no sentence and stands, to this share, in lists of what bars, buttons, pagers and
     bylines say (lists/menu.*, lists/navigation.*): three English words and more, four Chinese ones."""
@@ -110,32 +118,24 @@ def paragraph_buttons(text: str, page: Page, limit: float) -> tuple[str, int]:
 LINK_LINE = re.compile(r"(?m)^\s*(?:\S{0,12}[:：]\s*)?(?:https?://|www\.)\S+\s*$")
 
 
-@rule("paragraph", zh=1, en=1)
+@rule("paragraph", zh=1, en=1, may=holding("scheme", "www"))
 def paragraph_link(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph that is nothing but a web address."""
-    return (
-        without(text, lambda lines: [bool(LINK_LINE.match(line)) for line in lines])
-        if "://" in text or "www." in text
-        else (text, 0)
-    )
+    return without(text, lambda lines: [bool(LINK_LINE.match(line)) for line in lines])
 
 
 NO_WORD = re.compile(r"(?m)^[^\w\n]{4,}$")
 
 
-@rule("paragraph", zh=1, en=1)
+@rule("paragraph", zh=1, en=1, may=counted("wordless_lines"))
 def paragraph_marks(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a paragraph of marks alone: separators, `| | |`, `----`."""
-    if not page.facts.wordless_lines:
-        return text, 0
     return without(text, lambda lines: [bool(NO_WORD.match(line)) for line in lines])
 
 
-@rule("paragraph", zh=20, en=40)
+@rule("paragraph", zh=20, en=40, may=counted("repeated_line_characters"))
 def paragraph_repeated(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Keeps the first of equal paragraphs that are at least so long."""
-    if not page.facts.repeated_line_characters:
-        return text, 0
     seen: set[str] = set()
 
     def goes(lines: list[str]) -> list[bool]:

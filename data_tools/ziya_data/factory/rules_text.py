@@ -8,39 +8,55 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ziya_data.factory.rules_document import Limits, Page
+import numpy as np
+from numpy.typing import NDArray
+
+from ziya_data.factory.page import Page, Pages
+from ziya_data.factory.rules_document import Limits
 from ziya_data.factory.words import words
 
 Change = Callable[[str, Page, float], tuple[str, int]]
+May = Callable[[Pages, float], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
 class TextRule:
-    """`change(text, page, limit)` -> (new text, times it struck)."""
+    """`change(text, page, limit)` -> (new text, times it struck); `may(pages, limit)` [N]: whether it could strike at
+    all, from counts and signs alone."""
 
     name: str
     level: str
     what: str
     limits: Limits
     change: Change
+    may: May
 
 
-def rule(level: str, zh: float | None, en: float | None) -> Callable[[Change], TextRule]:
-    return lambda f: TextRule(f.__name__, level, (f.__doc__ or "").strip(), {"zh": zh, "en": en}, f)
+def rule(level: str, zh: float | None, en: float | None, may: May) -> Callable[[Change], TextRule]:
+    return lambda f: TextRule(f.__name__, level, (f.__doc__ or "").strip(), {"zh": zh, "en": en}, f, may)
+
+
+def counted(fact: str, least: int = 1) -> May:
+    """Pages in which so many were counted."""
+    return lambda pages, limit: np.asarray(getattr(pages.facts, fact) >= least)
+
+
+def holding(*signs: str) -> May:
+    """Pages that hold one of these signs."""
+    return lambda pages, limit: pages.hold(*signs)
 
 
 SENTENCE = re.compile(r"(?<=[。！？!?…])(?![。！？!?…”’」』）)\"])|(?<=[.!?][ \n])|(?<=\n)")
 
 
-@rule("sentence", zh=1, en=1)
+@rule("sentence", zh=1, en=1, may=counted("toxic"))
 def sentence_toxic(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes the sentences with at least so many explicit, violent or hateful phrases (lists/toxic.*)."""
-    if not page.facts.toxic:
-        return text, 0
     sentences = SENTENCE.split(text)
     counts = words("toxic", page.language).count(sentences).tolist()
+    struck = sum(n >= limit for n in counts)
     kept = [s if n < limit else "\n" * s.endswith("\n") for n, s in zip(counts, sentences, strict=True)]
-    return "".join(kept).strip(), sum(n >= limit for n in counts)
+    return ("".join(kept).strip(), struck) if struck else (text, 0)
 
 
 TEASER = re.compile(
@@ -50,11 +66,9 @@ TEASER = re.compile(
 SENTENCE_START = re.compile(r"(?:.*[。！？!?.] ?(?=[^。！？!?.]))?", re.DOTALL)
 
 
-@rule("sentence", zh=1, en=1)
+@rule("sentence", zh=1, en=1, may=holding("dots", "ellipsis"))
 def sentence_cut(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Removes a last sentence that was cut with `... read more` (Ziya2, Fig. 8: cut sentences are unreadable)."""
-    if "..." not in text and "…" not in text:
-        return text, 0
     kept, done, struck = [], 0, 0
     for match in TEASER.finditer(text):
         line = text.rfind("\n", 0, match.start()) + 1
@@ -67,13 +81,15 @@ def sentence_cut(text: str, page: Page, limit: float) -> tuple[str, int]:
 REPEATED_SENTENCE = re.compile(r"(?m)(?:^|(?<=[。！？!?])|(?<=[.!?] ))([^。！？!?.\n]{4,80}[。！？!?.]+ ?)\1+")
 
 
-@rule("sentence", zh=1, en=1)
+def repetitive(pages: Pages, limit: float) -> NDArray[np.bool_]:
+    """Only a text whose runs of tokens repeat can hold one; the pattern itself is slow."""
+    return np.asarray((pages.facts.repeated_grams > 0.01) | (pages.facts.tokens < 50))
+
+
+@rule("sentence", zh=1, en=1, may=repetitive)
 def sentence_repeated(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Keeps one of a sentence said several times on end."""
-    # Only a text whose pairs repeat can hold one; the pattern itself is slow.
-    return (
-        REPEATED_SENTENCE.subn(r"\1", text) if page.facts.repeated_grams > 0.01 or page.facts.tokens < 50 else (text, 0)
-    )
+    return REPEATED_SENTENCE.subn(r"\1", text)
 
 
 TAG = re.compile(
@@ -83,7 +99,7 @@ TAG = re.compile(
 ENTITY = re.compile(r"&(?:[a-zA-Z]{2,8}|#\d{2,6}|#x[0-9a-fA-F]{2,5});")
 
 
-@rule("repair", zh=1, en=1)
+@rule("repair", zh=1, en=1, may=holding("mark-up"))
 def html_residue(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Takes HTML tags out and turns entities (&nbsp; &#39;) into what they stand for."""
     entities = tags = 0
@@ -99,15 +115,10 @@ MAIL = re.compile(
 )
 
 
-@rule("repair", zh=1, en=1)
+@rule("repair", zh=1, en=1, may=holding("at"))
 def mask_mail(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Puts [email] in the place of an e-mail address."""
-    return MAIL.subn("[email]", text) if "@" in text else (text, 0)
-
-
-def may_hold(text: str, page: Page, digits: int) -> bool:
-    """Whether a number of so many digits can be there: the page was counted before other rules changed it."""
-    return page.facts.longest_number >= digits or page.stirred
+    return MAIL.subn("[email]", text)
 
 
 IDENTITY = re.compile(
@@ -115,10 +126,10 @@ IDENTITY = re.compile(
 )
 
 
-@rule("repair", zh=1, en=1)
+@rule("repair", zh=1, en=1, may=counted("longest_number", 17))
 def mask_identity(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Puts [identity] in the place of a Chinese identity number (18 digits with a date of birth)."""
-    return IDENTITY.subn("[identity]", text) if may_hold(text, page, 17) else (text, 0)
+    return IDENTITY.subn("[identity]", text)
 
 
 CARD = re.compile(r"(?<![\d.-])(?:\d{4}[ -]?){3}\d{1,7}(?![\d.-])")
@@ -130,11 +141,9 @@ def luhn(number: str) -> bool:
     return sum(digits[::2]) % 10 == -sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2]) % 10
 
 
-@rule("repair", zh=1, en=1)
+@rule("repair", zh=1, en=1, may=counted("longest_number", 13))
 def mask_card(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Puts [card] in the place of 13 to 19 digits that pass the check of card numbers."""
-    if not may_hold(text, page, 13):
-        return text, 0
     struck = 0
 
     def mask(match: re.Match[str]) -> str:
@@ -155,16 +164,16 @@ PHONE = re.compile(
 )
 
 
-@rule("repair", zh=1, en=1)
+@rule("repair", zh=1, en=1, may=counted("longest_number", 10))
 def mask_phone(text: str, page: Page, limit: float) -> tuple[str, int]:
     """Puts [phone] in the place of a Chinese or North American telephone number."""
-    return PHONE.subn("[phone]", text) if may_hold(text, page, 10) else (text, 0)
+    return PHONE.subn("[phone]", text)
 
 
 MARK_RUN = re.compile(r"([！？!?。，,、~～；;])\1{2,}|([-_=*#—])\2{3,}|\.{7,}|…{3,}")
 
 
-@rule("repair", zh=1, en=1)
+@rule("repair", zh=1, en=1, may=counted("mark_runs"))
 def mark_runs(text: str, page: Page, limit: float) -> tuple[str, int]:
     """One mark for three and more of it on end; three of those that draw lines, six dots for an ellipsis."""
 
@@ -173,7 +182,7 @@ def mark_runs(text: str, page: Page, limit: float) -> tuple[str, int]:
             return match.group(1)
         return match.group()[: 3 if match.group(2) else 6 if match.group()[0] == "." else 2]
 
-    return MARK_RUN.subn(shorter, text) if page.facts.mark_runs or page.stirred else (text, 0)
+    return MARK_RUN.subn(shorter, text)
 
 
 SENTENCE_RULES: tuple[TextRule, ...] = (sentence_toxic, sentence_cut, sentence_repeated)

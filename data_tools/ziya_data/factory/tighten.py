@@ -29,7 +29,7 @@ from ziya_data.factory.rules_document import too_short
 REPAIRS = {
     "privacy": ("mask_mail", "mask_identity", "mask_card", "mask_phone"),
     "toxic": ("sentence_toxic",),
-    "advert": ("paragraph_advert",),
+    "advert": ("paragraph_advert", "paragraph_pitch"),
     "webpage": ("html_residue",),
 }
 """Rules that take out what a metric counts; where one is off, switching it on comes before any threshold."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ziya_data._factory import FACTS, Measure, WordList
 from ziya_data.document import Document
 from ziya_data.factory.recipe import rule_limits
-from ziya_data.factory.rules import DOCUMENT_RULES, RULES, TEXT_RULES, apply_rules, pages
+from ziya_data.factory.rules import DOCUMENT_RULES, RULES, TEXT_RULES, apply_rules, change, pages, possible
 from ziya_data.factory.rules_paragraph import NO_WORD
 from ziya_data.factory.rules_text import MARK_RUN, luhn
 
@@ -155,7 +155,9 @@ def test_document_rule_strikes(name: str, language: str, text: str) -> None:
 )
 def test_text_rule_strikes(name: str, language: str, before: str, after: str) -> None:
     rule = next(rule for rule in TEXT_RULES if rule.name == name)
-    changed, times = rule.change(before, pages([before], language)[0], LIMITS[name][language] or 0)
+    found = pages([before], language)
+    assert rule.may(found, LIMITS[name][language] or 0).tolist() == [True]
+    changed, times = rule.change(before, found[0], LIMITS[name][language] or 0)
     assert changed == after
     assert times > 0
     assert rule.change(after, pages([after], language)[0], LIMITS[name][language] or 0) == (after, 0)
@@ -170,6 +172,26 @@ def test_clean_text_is_left_as_it_is(language: str, prose: Callable[..., list[st
     assert [reason for reason in reasons if reason] == []
     assert struck == Counter()
     assert [document.text for document in documents] == texts
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_a_rule_that_is_not_looked_at_would_change_nothing(language: str, prose: Callable[..., list[str]]) -> None:
+    """All rules on every page, against those alone that counts and signs call for; the latter skip most of the work."""
+    texts = [before for found in CHANGED.values() for before, _ in [found[language]]]
+    texts += ["\n".join(pair) for pair in zip(texts, reversed(texts), strict=True)] + LEFT[language]
+    texts += ["Home / Products / Knives", "w" * 3 + ".example.org", "他说锟斤拷", *prose(language, 20, 8)]
+    found, struck = pages(texts, language), (Counter[str](), Counter[str]())
+    may = possible(found, LIMITS)
+    for at, text in enumerate(texts):
+        first, second = (Document("a", text, "s", language=language) for _ in range(2))
+        reasons = [
+            change(first, found[at], LIMITS, struck[0], [True] * len(TEXT_RULES)),
+            change(second, found[at], LIMITS, struck[1], may[:, at].tolist()),
+        ]
+        assert (first.text, reasons[0]) == (second.text, reasons[1])
+    assert struck[0] == struck[1]
+    looked = {rule.name for rule, row in zip(TEXT_RULES, may, strict=True) if row[-20:].any()}
+    assert looked <= {"sentence_repeated"}, "plain prose, but of one and the same form"
 
 
 def test_a_rule_can_be_switched_off_and_reasons_say_why() -> None:

@@ -131,7 +131,7 @@ class ClassifierTrainer : public Classifier {
             const float weight = static_cast<float>(count) / (2.0f * static_cast<float>(kinds[kind].size()));
             step(kinds[kind][next[kind]++], kind == 1, weight);
         }
-        header.examples += count;
+        header.examples += count, learned_[0] += kinds[0].size(), learned_[1] += kinds[1].size();
     }
 
     // Scores of the examples of a text that `learn` leaves out, one in twenty.
@@ -142,7 +142,9 @@ class ClassifierTrainer : public Classifier {
     }
 
     void save(const std::string& path, const std::string& language) {
-        if (!header.examples) throw std::invalid_argument("the texts hold no token; give some thousand words of either kind");
+        if (!learned_[0] || !learned_[1])
+            throw std::invalid_argument(std::string("the ") + (learned_[0] ? "bad" : "good") +
+                                        " text holds too few tokens to learn from; give some thousand words of either kind");
         language.copy(header.language, 3);
         Classifier::save(path);
     }
@@ -192,6 +194,7 @@ class ClassifierTrainer : public Classifier {
 
     std::vector<float> seen_;  // of each weight, the sum of its squared slopes
     float bias_seen_ = 0;
+    uint64_t learned_[2] = {0, 0};  // examples, good and bad
 };
 
 }  // namespace ziya

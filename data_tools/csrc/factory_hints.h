@@ -103,7 +103,7 @@ class Hints {
             const char* last = end - 1;
             while ((*last & 0xC0) == 0x80) --last;
             const uint32_t code = next_code(last);
-            const size_t length = static_cast<size_t>(end - before);
+            const char* since = before;
             before = end;
             if (kind == PUNCTUATION || kind == SYMBOL) {
                 if (is_currency(code)) tokens.push_back({CURRENCY, starts}), starts = false;
@@ -113,7 +113,7 @@ class Hints {
             }
             if (kind == DIGIT || (kind == HAN && is_numeral(code))) {
                 if (tokens.empty() || !is_number(tokens.back().key)) tokens.push_back({NUMBER, starts}), digits = 0;
-                digits += kind == DIGIT ? length : 0;
+                while (since < end) digits += class_of(next_code(since)) == DIGIT;
                 tokens.back().key = digits >= TELEPHONE ? LONG_NUMBER : NUMBER;
             } else {
                 tokens.push_back({hash, starts});

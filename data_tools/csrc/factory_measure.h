@@ -161,7 +161,8 @@ class Measure {
         if (end - at < 2 || at[1] != (*at == 'h' ? 't' : 'w')) return at;
         const std::string_view rest(at, static_cast<size_t>(end - at));
         if (rest.compare(0, 7, "http://") && rest.compare(0, 8, "https://") && rest.compare(0, 4, "www.")) return at;
-        while (at < end && *at > ' ' && *at != '"' && *at != '>' && *at != ')') ++at;  // a char above 0x7F is negative here
+        const auto goes_on = [](unsigned char c) { return c > ' ' && c < 0x80 && c != '"' && c != '>' && c != ')'; };
+        while (at < end && goes_on(static_cast<unsigned char>(*at))) ++at;
         return at;
     }
 

@@ -12,7 +12,7 @@ from ziya_data.factory import score, storage
 from ziya_data.factory.evaluate import chosen
 from ziya_data.factory.preprocess import preprocess
 from ziya_data.factory.read import read, shards_of
-from ziya_data.factory.rules import DOCUMENT_RULES, TEXT_RULES, change, pages
+from ziya_data.factory.rules import DOCUMENT_RULES, TEXT_RULES, change, pages, possible
 
 
 def finished(out: Path) -> Path:
@@ -109,7 +109,8 @@ def explain_rules(recipe: recipes.Recipe, document: Document) -> Iterator[str]:
             side = "most" if rule.above else "least"
             yield f"rules        {rule.name:18} {rule.measure(found)[0]:10.4g}  at {side} {limit:<8g} {verdict}"
     struck: Counter[str] = Counter()
-    change(deepcopy(document), found[0], recipe.rules.limits, struck, [True] * len(TEXT_RULES))
+    may = possible(found, recipe.rules.limits)[:, 0].tolist()
+    change(deepcopy(document), found[0], recipe.rules.limits, struck, may)
     for text_rule in TEXT_RULES:
         if times := struck[f"rules.{text_rule.name}"]:
             yield f"rules        {text_rule.name:18} struck {times} times ({text_rule.level})"

@@ -87,7 +87,10 @@ def test_mistakes_are_named(files: dict[str, tuple[Path, Path]], tmp_path: Path)
     with pytest.raises(ValueError, match="passes = 0 must be at least 1"):
         score.train_classifier("zh", good, bad, tmp_path / "d", passes=0)
     (tmp_path / "empty").write_text("\n")
-    with pytest.raises(ValueError, match="hold no token"):
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(ValueError, match="the bad text holds too few tokens to learn from"):
+        score.train_classifier("zh", good, tmp_path / "empty", tmp_path / "d", bits=8)
+    with pytest.raises(ValueError, match="the good text holds too few tokens"):
         score.train_classifier("zh", tmp_path / "empty", tmp_path / "empty", tmp_path / "d")
     assert not (tmp_path / "d").exists()
     with pytest.raises(ValueError, match="is a scorer of zh, not of en"):

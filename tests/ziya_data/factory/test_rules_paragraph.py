@@ -77,8 +77,10 @@ def test_hints_add_up_by_kind_and_are_spoken_against() -> None:
     start = Hints([["^get"], []])
     assert start.score(["Get it", "Now, get it", "the two-get rule", "to get it", "“Get"]).tolist() == [1, 1, 0, 0, 1]
     numbers = Hints([["满1减"], ["1折"], ["13800000000"], []])
-    texts = ["满三百减五十", "八点五折", "8.5折", "打 1折", "电话010-1234 5678", "2009-05-06", "满减"]
-    assert numbers.score(texts).tolist() == [1, 1, 1, 1, 1, 0, 0]
+    texts = ["满三百减五十", "八点五折", "8.5折", "打 1折", "电话010-1234 5678", "电话０１０１２３４５６７８", "满减"]
+    assert numbers.score(texts).tolist() == [1, 1, 1, 1, 1, 1, 0]
+    dates = ["2009-05-06", "2024 05 06", "12 345 678", "5 10 15 20", "１２３４", "1920x1080p"]
+    assert numbers.score(dates).tolist() == [0] * len(dates), "digits count, not what stands between them"
     with pytest.raises(ValueError, match="'24/7' is in every text"):
         Hints([["24/7"]])
 

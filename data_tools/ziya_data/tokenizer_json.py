@@ -8,6 +8,8 @@ from typing import Any
 
 MEANING = ("normalizer", "pre_tokenizer")
 """Besides the model and the added tokens: what decides which ids a text gets."""
+FLAGS = ("special", "single_word", "lstrip", "rstrip", "normalized")
+"""Of an added token."""
 
 
 def parsed(content: bytes) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def parsed(content: bytes) -> dict[str, Any]:
 def unusable(made: Any) -> str:
     """Why the table of a tokenizer.json cannot be used as byte-level BPE, and what to do; "" where it can."""
     model = made.get("model") if isinstance(made, dict) else None
-    if not isinstance(model, dict) or model.get("type") != "BPE":
+    if not isinstance(model, dict) or model.get("type") != "BPE" or not {"vocab", "merges"} <= model.keys():
         return "it is no BPE tokenizer of the package tokenizers; only BPE can be used here"
     outer = made.get("pre_tokenizer") or {}
     steps = outer.get("pretokenizers", [outer])
@@ -40,8 +42,12 @@ def fingerprint(made: dict[str, Any]) -> str:
     """SHA-256 over what decides the ids, in hexadecimal: it stays when transformers writes the file anew."""
     model = made["model"]
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]  # two spellings in use
-    added = [[token["id"], token["content"], token["special"]] for token in made.get("added_tokens", [])]
-    told = [model["vocab"], merges, added, *(made.get(name) for name in MEANING)]
+    added = [
+        [token["id"], token["content"], *(bool(token.get(flag)) for flag in FLAGS)]
+        for token in made.get("added_tokens", [])
+    ]
+    ignored = bool(model.get("ignore_merges"))
+    told = [model["vocab"], merges, ignored, added, *(made.get(name) for name in MEANING)]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

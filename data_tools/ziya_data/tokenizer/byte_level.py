@@ -43,7 +43,8 @@ class ByteLevelTokenizer(Tokenizer):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         own = [self._tokenizer.decode([token]) for token in range(0, len(made["model"]["vocab"]), 97)]
-        added = [token["content"] for token in made["added_tokens"][:200]]
+        added = [token["content"] for token in made.get("added_tokens", [])]
+        added = added[:: len(added) // 200 + 1]
         self._encoder, self.slow_because = fast_byte_level(made, self._slow, [*own, *added])
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         self.bos_id, self.eos_id, pad = (self._id(names.get(name)) for name in ("bos", "eos", "pad"))
@@ -135,7 +136,7 @@ class ByteLevelVocabulary:
 
     def widened(self, pieces: Sequence[str]) -> "ByteLevelVocabulary":
         made = json.loads(self._content)
-        made["added_tokens"] += [
+        made["added_tokens"] = made.get("added_tokens", []) + [
             {
                 "id": token,
                 "content": piece,

@@ -98,12 +98,14 @@ def fast_byte_level(made: dict[str, Any], slow: Slow, own: Sequence[str]) -> tup
     """As `fast_encoder`, of the table in a byte-level tokenizer.json. own: some of its pieces, as text."""
     if made.get("normalizer"):
         return None, "it rewrites its text"
-    # gigatoken wants all 256 bytes; what a vocabulary lacks gets an id that no text is given: such texts go to `slow`
     vocabulary, added = made["model"]["vocab"], made.get("added_tokens", [])
+    if any(token.get("single_word") for token in added):
+        return None, "it has added tokens that must be words of their own"
+    # gigatoken wants all 256 bytes; what a vocabulary lacks gets an id that no text is given: such texts go to `slow`
     missing = {sign: byte for sign, byte in byte_signs().items() if sign not in vocabulary}
     first = 1 + max([*vocabulary.values(), *(token["id"] for token in added)])
     model = made["model"] | {"vocab": vocabulary | {sign: first + n for n, sign in enumerate(missing)}}
-    special = [token["content"].encode() for token in added if token["special"]]
+    special = [token["content"].encode() for token in added if token.get("special")]
     apart = [*special, *(bytes([byte]) for byte in missing.values())]
     return checked(json.dumps(made | {"model": model}, ensure_ascii=False), apart, slow, own, "tokenizers")
 

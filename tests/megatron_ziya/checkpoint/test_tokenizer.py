@@ -129,6 +129,12 @@ def test_byte_level_tokenizers_have_a_fingerprint_too(source, tmp_path, monkeypa
     assert evaluate.generate(["--model", str(tmp_path / "checkpoint"), "--prompt", "a", "--tokens", "1"]) == 0
     PreTrainedTokenizerFast(tokenizer_file=str(own / "tokenizer.json")).save_pretrained(tmp_path / "again")
     assert fingerprint(tmp_path / "again") == first
+    for change in ({"model": {"ignore_merges": True}}, {"added_tokens": [{"lstrip": True}]}):
+        made = json.loads((own / "tokenizer.json").read_text())
+        for part, flags in change.items():
+            (made[part] if part == "model" else made[part][0]).update(flags if part == "model" else flags[0])
+        (tmp_path / "again/tokenizer.json").write_text(json.dumps(made))
+        assert fingerprint(tmp_path / "again") != first
     (model / "tokenizer.json").write_text('{"model": {"type": "BPE", "byte_fallback": true}}')
     assert HuggingFaceFolder(model).tokenizer == ""  # made from a tokenizer.model that is not there: unknown
     (model / "tokenizer.json").write_text("{")

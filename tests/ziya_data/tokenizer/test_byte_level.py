@@ -146,13 +146,24 @@ def test_the_fast_encoder_gives_the_ids_of_the_package(
     assert ours.encode_batch([*odd, *lines]) == [ours.encode(text) for text in (*odd, *lines)]
 
 
+def words_of_their_own(made: Any) -> None:
+    as_gpt2(made)
+    plain_token = made["added_tokens"][0] | {"special": False}
+    made["added_tokens"] += [plain_token | {"id": 1000 + n, "content": f"«{n}»"} for n in range(250)]
+    made["added_tokens"].append(plain_token | {"id": 1250, "content": "the", "single_word": True})
+
+
 def normalized(made: Any) -> None:
     made["normalizer"] = {"type": "NFC"}
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [(normalized, "it rewrites its text"), (lambda made: None, "gigatoken cannot read it: Unsupported pre_tokenizer")],
+    [
+        (normalized, "it rewrites its text"),
+        (words_of_their_own, "it has added tokens that must be words of their own"),
+        (lambda made: None, "gigatoken cannot read it: Unsupported pre_tokenizer"),
+    ],
 )
 def test_what_gigatoken_cannot_stays_with_the_package(
     change: Callable[[Any], None], why: str, plain: Path, tmp_path: Path

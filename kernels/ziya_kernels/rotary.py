@@ -133,6 +133,7 @@ class _RotaryQKV(torch.autograd.Function):
         ctx.groups, ctx.shape = groups, qkv.shape
         q, k, v = parts_of(qkv, groups, cos)
         _launch(q, k, cos, sin, 1, q, k)
+        torch.autograd.graph.increment_version(qkv)  # whoever kept qkv for its own backward pass is told, not deceived
         return q, k, v
 
     @staticmethod

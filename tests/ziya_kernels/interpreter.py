@@ -121,6 +121,11 @@ def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return c
 
 
+def rotary_of_tanh(qkv: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
+    """tanh keeps its output for its backward pass; rotary_qkv writes over it."""
+    return select("triton", torch.device("cpu")).rotary_qkv(qkv.tanh(), *others)
+
+
 def model(dtype: torch.dtype, kernels: str) -> tuple[torch.Tensor, ...]:
     """A small model of the engine on `kernels`: the loss of each token, and the gradient of every weight."""
     from megatron_ziya.config import Architecture, Parallel
@@ -155,7 +160,8 @@ def answer(operator: str, arguments: tuple, grads: tuple) -> tuple[tuple, tuple,
         function, arguments = side.function, side.prepare(*arguments)
     else:
         kernels = select("triton", torch.device("cpu"))
-        function = {"cast": cast, "dot": dot, "model": model}.get(operator) or getattr(kernels, operator)
+        own = {"cast": cast, "dot": dot, "model": model, "rotary_of_tanh": rotary_of_tanh}
+        function = own.get(operator) or getattr(kernels, operator)
     outputs = function(*arguments)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     leaves = [x for x in arguments if isinstance(x, torch.Tensor) and x.requires_grad]

@@ -302,6 +302,8 @@ def test_rotary_qkv_writes_over_the_output_of_the_matrix(interpreted: Callable[.
     (q, k, v), _, after = interpreted(case.operator, inputs)
     assert not torch.equal(after[0], before)
     torch.testing.assert_close(after[0], torch.cat([q, k, v], 2).flatten(0, 1).flatten(1), rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):  # who kept qkv is not deceived
+        interpreted("rotary_of_tanh", inputs, (q, k, v))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if len(case.shapes[0]) <= 4], ids=lambda case: case.name)

@@ -15,6 +15,10 @@ LEFT, GREY = "#2a6f97", "#b8bfc6"
 COLOURS = ("#2a6f97", "#e07a5f", "#81b29a", "#f2cc8f", "#6d597a", "#8d99ae", "#bc6c25", "#457b9d", "#a3b18a", "#d4a5a5")
 
 
+WIDE = 7
+"""Inches of a drawing that takes the width of the page."""
+
+
 def svg(figure: Figure, name: str) -> str:
     """The drawing alone, without XML header and date; ids carry `name`, for one page holds several drawings."""
     buffer = io.StringIO()
@@ -22,7 +26,11 @@ def svg(figure: Figure, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'style="width:100%;height:auto"', text, count=1)
+
+    def as_share(size: re.Match[str]) -> str:  # of the page, so that a small drawing has letters of the same size
+        return f'style="width:{min(100 * float(size[1]) / (72 * WIDE), 100):.0f}%;height:auto"'
+
+    return re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', as_share, text, count=1)
 
 
 def size(count: int) -> str:
@@ -42,7 +50,7 @@ def funnel(report: dict[str, Any]) -> str:
     stages = ["raw", "preprocess", "score\n+ rules", "de-duplicate"]
     shares = {row["stage"]: row["share"] for row in report["totals"]}
     ours = [shares[name] for name in ("raw", "preprocess", "rules", "deduplicate")]
-    figure = Figure(figsize=(7, 3.2))
+    figure = Figure(figsize=(WIDE, 3.2))
     axes = figure.subplots()
     for shift, values, colour, label in (
         (-0.2, ours, LEFT, "this run"),
@@ -62,7 +70,7 @@ def by_source(report: dict[str, Any]) -> str:
     """Of each source and language: what was kept, and what each part took, in per cent of its raw bytes."""
     rows = [row for row in report["funnel"] if row["bytes"][0] > 0][::-1]
     labels = [f"{row['source']} {row['language']}  {size(row['bytes'][0])}" for row in rows]
-    figure = Figure(figsize=(7, 0.6 + 0.3 * len(rows)))
+    figure = Figure(figsize=(WIDE, 0.6 + 0.3 * len(rows)))
     axes = figure.subplots()
     left = [0.0] * len(rows)
     parts = ["kept", "de-duplicate", "rules", "score", "preprocess"]
@@ -85,7 +93,7 @@ def by_source(report: dict[str, Any]) -> str:
 def reasons(report: dict[str, Any], most: int = 20) -> str:
     """The commonest reasons by documents."""
     rows = list(report["reasons"].items())[:most][::-1]
-    figure = Figure(figsize=(7, 0.6 + 0.24 * max(len(rows), 1)))
+    figure = Figure(figsize=(WIDE, 0.6 + 0.24 * max(len(rows), 1)))
     axes = figure.subplots()
     bars = axes.barh([name for name, _ in rows], [count["documents"] for _, count in rows], 0.7, color=LEFT)
     labels = [f"{count['documents']:,}  ({size(count['bytes'])})" for _, count in rows]
@@ -134,7 +142,7 @@ def scores(report: dict[str, Any]) -> str:
 def seconds(report: dict[str, Any]) -> str:
     """Seconds that each part took, in all processes."""
     rows = list(report["seconds"].items())[::-1]
-    figure = Figure(figsize=(7, 0.5 + 0.28 * len(rows)))
+    figure = Figure(figsize=(WIDE, 0.5 + 0.28 * len(rows)))
     axes = figure.subplots()
     bars = axes.barh([name for name, _ in rows], [value for _, value in rows], 0.7, color=LEFT)
     axes.bar_label(bars, fmt="%.1f s", padding=3, fontsize=8)

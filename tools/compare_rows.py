@@ -22,6 +22,7 @@ import gguf_model
 from machine import here
 
 from megatron_ziya import cli
+from megatron_ziya.faults import EXIT_LOST
 
 EXAMPLE = """example:
   python tools/compare_rows.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --text zh.jsonl --held-out held_zh.jsonl"""
@@ -44,12 +45,14 @@ class Row(NamedTuple):
     after: float
 
 
-def ziya(*words: object) -> None:
-    """Runs a command of ours and shows it. Raises RuntimeError where it fails."""
+def ziya(*words: object, allowed: int = 0) -> int:
+    """Runs a command of ours, shows it, gives back its exit code. Raises RuntimeError for one but 0 and `allowed`."""
     given = [str(word) for word in words]
     print(f"$ ziya {shlex.join(given)}", file=sys.stderr, flush=True)
-    if code := cli.main(given):
+    code = cli.main(given)
+    if code not in (0, allowed):
         raise RuntimeError(f"ziya {shlex.join(given)}: exit code {code}")
+    return code
 
 
 def bits(model: Path, tokenizer: Path, given: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -115,11 +118,11 @@ def measured(given: argparse.Namespace, folder: Path) -> tuple[dict[str, float],
 
 
 def trained(given: argparse.Namespace, folder: Path, index: Path, tokenizer: Path) -> float:
-    """Bits per character after training `grown`; NaN where no step is asked for."""
+    """Bits per character after training `grown`; NaN where no step is asked for, infinite where training gave up."""
     if not given.steps:
         return math.nan
-    ziya("train", recipe(given, folder, index))
-    found = bits(folder / "run", tokenizer, given, folder)["bits"]
+    lost = ziya("train", recipe(given, folder, index), allowed=EXIT_LOST)
+    found = math.inf if lost else bits(folder / "run", tokenizer, given, folder)["bits"]
     shutil.rmtree(folder / "run")
     return found
 
@@ -133,7 +136,9 @@ def page(given: argparse.Namespace, command: str) -> str:
     after = f"after {given.steps} steps"
     lines = [f"| embedding rows | head rows | bits a character at step 0 | {after} |", "|---|---|---|---|"]
     lines.append(f"| the old vocabulary | | {narrow['bits']:.3f} | {narrow['after']:.3f} |")
-    lines += [f"| {row.embedding} | {row.head} | {row.before:.3f} | {row.after:.3f} |" for row in rows]
+    for row in rows:
+        end = "no finite gradient" if math.isinf(row.after) else f"{row.after:.3f}"
+        lines.append(f"| {row.embedding} | {row.head} | {row.before:.3f} | {end} |")
     minutes = (time.monotonic() - begin) / 60
     cpu = sum(os.times()[:4]) / 60  # of this process and those that it has waited for
     head = (

@@ -34,7 +34,8 @@ METHODS: dict[Method, str] = {
     "falling": "weighted mean, weights …, 3, 2, 1: the head so far began the character with its first piece",
     "frequency": "weighted mean, a piece that helped to spell many new ones counts less",
     "random": "normal, with the mean and the deviation of the old rows in each dimension",
-    "zero": "zero",
+    # RMSNorm divides what is zero by the root of eps alone, in every layer again
+    "zero": "zero, to compare with: in the embedding, a sequence that begins with it has no finite gradient",
 }
 GROWN = ("embedding.weight", "head.weight")
 SEED = 1234

@@ -205,7 +205,7 @@ def page(given: argparse.Namespace, command: str, folder: Path) -> str:
         [
             f"One process but for the last row, median of {given.rounds} rounds by turns. Indented: part of the row "
             "above, or a library. The two rows at the end are files to files on a corpus that is long enough for the "
-            "start of a process not to count: the pages, and halves of them put together anew."
+            "start of a process not to count: the pages, and quarters of them put together anew."
         ],
         rate_table(measured | scaled),
         [
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--megabytes", type=float, default=12, help="of each language at most (default 12)")
     parser.add_argument("--each", type=int, default=200, help="plants of each kind and language (default 200)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each job (default 3)")
-    parser.add_argument("--copies", type=int, default=8, help="of the corpus, for one process and two (default 8)")
+    parser.add_argument("--copies", type=int, default=12, help="of the corpus, for one process and two (default 12)")
     parser.add_argument("--pages-at-scale", type=int, default=1_000_000, help="in the large index (default 1,000,000)")
     parser.add_argument(
         "--peers", action="store_true", help="time rensa, rbloom, datatrove too, those that are installed"

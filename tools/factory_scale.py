@@ -17,13 +17,13 @@ ONE, TWO = "all five parts, one process, {:.0f} MB in {} files", "all five parts
 
 
 def more_of(texts: list[str], copies: int) -> list[str]:
-    """The texts, and then the first halves of them with the second halves of others: near none of the former, and as
-    natural within each half."""
+    """The texts, and then quarters of four of them put together, so that any two share one quarter at most: too little
+    to be near, and as natural within each quarter."""
     found = list(texts)
     for copy in range(1, copies):
-        others = texts[37 * copy % len(texts) :] + texts[: 37 * copy % len(texts)]
-        halves = zip(texts, others, strict=True)
-        found += [a[: len(a) // 2] + b[len(b) // 2 :] for a, b in halves]
+        for at in range(len(texts)):
+            others = [texts[(at + 37 * copy * part) % len(texts)] for part in range(4)]
+            found.append("".join(text[len(text) * i // 4 : len(text) * (i + 1) // 4] for i, text in enumerate(others)))
     return found
 
 

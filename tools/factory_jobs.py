@@ -14,7 +14,8 @@ import numpy as np
 from ziya_data._factory import Bloom, signatures
 from ziya_data.document import Document
 from ziya_data.factory import language, pipeline, preprocess, recipe, score, storage
-from ziya_data.factory.deduplicate import deduplicate
+from ziya_data.factory.deduplicate import resolve
+from ziya_data.factory.fingerprints import fingerprints
 from ziya_data.factory.index import Index
 from ziya_data.factory.rules import apply_rules
 
@@ -79,7 +80,8 @@ def part_jobs(pages: dict[str, list[str]], scorers: dict[str, dict[str, Path]]) 
     def unique() -> None:
         index = Index(settings.deduplicate)
         for batch in in_batches(both):
-            deduplicate(documents_of(batch, ""), index, [], settings.deduplicate)
+            prints = fingerprints(documents_of(batch, ""), settings.deduplicate.method)
+            resolve(prints, [""] * len(batch), index, [], settings.deduplicate)
 
     def clean() -> None:
         for batch in in_batches(both):

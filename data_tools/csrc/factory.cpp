@@ -206,8 +206,9 @@ PYBIND11_MODULE(_factory, m) {
         .def_static("load", &Bloom::load, py::arg("path"), py::arg("part") = 0, py::arg("parts") = 1)
         .def_property_readonly("probes", &Bloom::probes)
         .def_property_readonly("total", &Bloom::total)
-        .def_property_readonly("words", [](const Bloom& bloom) {
-            return py::array_t<uint64_t>(static_cast<py::ssize_t>(bloom.words().size()), bloom.words().data());
+        .def_property_readonly("words", [](const py::object& self) {
+            const auto& words = self.cast<const Bloom&>().words();
+            return py::array_t<uint64_t>(static_cast<py::ssize_t>(words.size()), words.data(), self);  // no copy
         })
         .def("test", [](Bloom& bloom, const Hashes& keys) {
             return for_hashes(keys, [&](uint64_t key) { return bloom.test(key); });

@@ -203,8 +203,8 @@ class NearPages {
     std::vector<std::unique_ptr<Entry[]>> blocks_;
 };
 
-// What decides in order which pages an index takes, whatever parts it is cut into. A bucket takes its first LONGEST
-// pages: what very many share says nothing, and a look-up stays bounded.
+// What decides in order which pages an index takes, whatever parts it is cut into. A bucket takes its first
+// BUCKET_PAGES: what very many share says nothing, and a look-up stays bounded.
 class NearOrder {
   public:
     explicit NearOrder(Method method) : method_(method), counts_(BANDS << 16, 0) {}
@@ -214,7 +214,7 @@ class NearOrder {
         uint8_t open = 0;
         for (int band = 0; band < BANDS; ++band) {
             uint8_t& count = counts_[static_cast<size_t>(band) << 16 | page.keys[band]];
-            if (count < LONGEST) ++count, open |= 1 << band;
+            if (count < BUCKET_PAGES) ++count, open |= 1 << band;
         }
         ++size_;
         return open;
@@ -241,7 +241,7 @@ class NearOrder {
     size_t bytes() const { return counts_.size(); }
 
   private:
-    static constexpr uint8_t LONGEST = 255;
+    static constexpr uint8_t BUCKET_PAGES = 255;
     Method method_;
     uint64_t size_ = 0;
     std::vector<uint8_t> counts_;

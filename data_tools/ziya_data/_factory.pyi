@@ -104,7 +104,7 @@ class Bloom:
     total: int
     """64-bit words of all parts together."""
     words: NDArray[np.uint64]
-    """Those of this part, copied."""
+    """Those of this part themselves, no copy."""
     def __init__(self, capacity: int, rate: float, part: int = 0, parts: int = 1) -> None: ...
     @staticmethod
     def load(path: str, part: int = 0, parts: int = 1) -> Bloom: ...

@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ziya_data.document import Document
-from ziya_data.factory.fingerprints import Prints, fingerprints
+from ziya_data.factory.fingerprints import Prints
 from ziya_data.factory.index import Index
 from ziya_data.factory.recipe import Deduplicate
 
@@ -48,12 +47,3 @@ def near_ones(
             verdicts[i] = "deduplicate.near", f"{bit_count}Jaccard {j:.2f} from {other.ids[int(page)]}"
         places, rows = places[~found], rows[~found]
     return verdicts
-
-
-def deduplicate(documents: list[Document], index: Index, old: list[Index], settings: Deduplicate) -> list[str]:
-    """The same for documents in memory: one reason each, "" when it stays; the why goes into their metadata."""
-    prints, ids = fingerprints(documents, settings.method), [document.id for document in documents]
-    reasons = [""] * len(documents)
-    for i, (reason, why) in resolve(prints, ids, index, old, settings).items():
-        reasons[i], documents[i].metadata["why"] = reason, why
-    return reasons

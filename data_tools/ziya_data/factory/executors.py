@@ -12,13 +12,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ziya_data.factory.partition import Ask, Partition, Spread, here
+from ziya_data.factory.partition import Ask, Partition, Spread, local
 from ziya_data.factory.steps import Task, Workers
 from ziya_data.factory.tally import Shard, Tally
 
 NAMES = ("processes", "ray")
 STORE = 1 << 28
 """Bytes of Ray's object store on a cluster that we start: it passes tallies, and fingerprints to the index."""
+GRACE = 30
+"""Seconds that tasks have to end in when a run on a cluster breaks off."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def start(name: str, workers: int, address: str = "") -> AbstractContextManager[
     if find_spec("ray") is None:
         raise ValueError("executor = 'ray' needs Ray; run pip install 'megatron-ziya[ray]'")
     host, _, port = address.rpartition(":")
-    if port.isdecimal():  # HOST:PORT, not `auto` or ray://; Ray itself would try for minutes
+    if port.isdecimal() and "://" not in address:  # HOST:PORT, not `auto` or ray://; Ray itself would try for minutes
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
@@ -62,7 +64,7 @@ def in_this_process(task: Task, shards: list[Shard]) -> Iterator[tuple[int, Tall
 def processes(count: int) -> Iterator[Executor]:
     """`count` processes for all steps of a run; with one, this one. An index lies here as a whole."""
     if count == 1:
-        yield Executor(in_this_process, here)
+        yield Executor(in_this_process, local)
         return
     # spawn: a fork would carry over the threads that numpy and pyarrow may have started.
     with ProcessPoolExecutor(count, get_context("spawn")) as pool:
@@ -76,7 +78,7 @@ def processes(count: int) -> Iterator[Executor]:
                 yield futures[future], *future.result()
 
         try:
-            yield Executor(run, here)
+            yield Executor(run, local)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -97,22 +99,26 @@ def cluster(count: int, address: str) -> Iterator[Executor]:
     elif ours:
         ray.init(num_cpus=count, include_dashboard=False, object_store_memory=STORE, log_to_driver=False)
     folder = str(Path.cwd())  # a recipe's paths may be relative
+    begun: set[Any] = set()  # tasks that nobody has the answer of yet
 
     def run(task: Task, shards: list[Shard]) -> Iterator[tuple[int, Tally, float]]:
         remote = ray.remote(timed_in)
         positions = {remote.remote(folder, task, shards[at]): at for at in large_first(shards)}
+        begun.update(positions)
         while positions:
             done, _ = ray.wait(list(positions))
+            begun.discard(done[0])
             yield positions.pop(done[0]), *answers(done)[0]
 
     def spread(make: Callable[[int, int], Partition], parts: int) -> Ask:
         # An actor waits most of the time: it takes no processor from the tasks, but is put on another node if there is.
-        actor: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(Held)
-        held = [actor.remote(folder, make, part, parts) for part in range(parts)]
+        actor: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(PartitionActor)
+        actors = [actor.remote() for _ in range(parts)]
+        answers([each.make.remote(folder, make, part, parts) for part, each in enumerate(actors)])
 
         def ask(method: str, *arguments: Any) -> list[Any]:
             shared = [ray.put(argument) for argument in arguments]
-            return answers([each.ask.remote(method, *shared) for each in held])
+            return answers([each.ask.remote(method, *shared) for each in actors])
 
         return ask
 
@@ -121,19 +127,32 @@ def cluster(count: int, address: str) -> Iterator[Executor]:
             found: list[Any] = ray.get(references)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error  # what the task itself raised, one line
+        except ray.exceptions.RayError as error:  # a node or a process is gone, or has no memory left
+            what = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"Ray lost a task or a part of the index ({type(error).__name__}: {what}); "
+                "run this again when the cluster is well: what is done stays done"
+            ) from error
         return found
 
     try:
         yield Executor(run, spread)
     finally:
+        for reference in begun:  # only after a mistake: the cluster may outlive this run
+            ray.cancel(reference)
+        if begun:  # those that run are interrupted; nobody waits for a node that does not answer
+            ray.wait(list(begun), num_returns=len(begun), timeout=GRACE)
         if ours:
             ray.shutdown()
 
 
-class Held:
+class PartitionActor:
     """A partition in a process of a cluster."""
 
-    def __init__(self, folder: str, make: Callable[[int, int], Partition], part: int, parts: int) -> None:
+    partition: Partition
+
+    def make(self, folder: str, make: Callable[[int, int], Partition], part: int, parts: int) -> None:
+        """No constructor: of an actor that cannot be made Ray tells a page of its own."""
         os.chdir(folder)
         self.partition = make(part, parts)
 

@@ -185,4 +185,5 @@ def publish(recipe: Recipe, report: dict[str, Any], out: Path) -> None:
         temporary.write_text(output.HEADER + tomli_w.dumps(plain(recipe)), encoding="utf-8")
     with storage.replacing(out / "report.html") as temporary:
         temporary.write_text(page(report), encoding="utf-8")
+    storage.sweep(out)
     storage.write_json(out / "report.json", report)

@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ziya_data._factory import NearOrder, best
-from ziya_data.factory.partition import FILTERS, Ask, Found, Partition, Rows, Spread, here
+from ziya_data.factory.partition import FILTERS, Ask, Found, Partition, Rows, Spread, local
 from ziya_data.factory.recipe import Deduplicate
 
 BLOOM, NEAR = b"ZIYABF1\0", b"ZIYANE3\0"
 CHUNK = 1 << 16
 """Pages handed on at once."""
+STRETCH = 1 << 22
+"""Words of a filter that are fetched at once to be saved, 32 MB: it may be larger than the memory here."""
 
 
 class Names:
@@ -34,8 +36,9 @@ class Names:
     EACH = 64
     """Ids between two places that are remembered."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.file = cast(BinaryIO, path.open("rb") if path else tempfile.TemporaryFile())  # noqa: SIM115 (lives as long as this)
+    def __init__(self, path: Path | None = None, scratch: Path | None = None) -> None:
+        """Those that `save` wrote to `path`, or none yet, to be kept in a file in the folder `scratch`."""
+        self.file = path.open("rb") if path else temporary(scratch)
         self.starts, self.count, self.end = array("q"), 0, 0
         for line in self.file:
             self.step(len(line))
@@ -71,12 +74,12 @@ class Names:
 class Near:
     """Pages by likeness: the partitions look in their own, and what is new is taken in order here.
 
-    The signatures also go to a file: the partitions are filled from it again, and need not keep what they do not use.
+    The signatures also go to the file `rows`: the partitions are filled from it again, and need not keep what they do
+    not use. Without one nothing can be saved.
     """
 
-    def __init__(self, method: str, ask: Ask) -> None:
-        self.ask, self.order = ask, NearOrder(method)
-        self.rows = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (lives as long as this)
+    def __init__(self, method: str, ask: Ask, rows: BinaryIO | None = None) -> None:
+        self.ask, self.order, self.rows = ask, NearOrder(method), rows
 
     def __len__(self) -> int:
         return len(self.order)
@@ -95,7 +98,8 @@ class Near:
 
     def take(self, rows: Rows, first: int, bands: NDArray[np.uint8]) -> None:
         self.ask("add", rows, first, bands)
-        self.rows.write(rows.tobytes())
+        if self.rows:
+            self.rows.write(rows.tobytes())
 
     @property
     def bytes(self) -> int:
@@ -103,6 +107,7 @@ class Near:
         return sum(self.ask("bytes")) + self.order.bytes
 
     def save(self, path: Path) -> None:
+        assert self.rows, "an index that was read is saved already"
         self.rows.seek(0)
         with path.open("wb") as file:
             file.write(NEAR + self.order.method.encode().ljust(8, b"\0"))
@@ -135,12 +140,19 @@ def pages_of(path: Path) -> Iterator[Rows]:
 class Index:
     """Two Bloom filters and the pages by likeness, in partitions; the ids of the latter."""
 
-    def __init__(self, settings: Deduplicate, spread: Spread = here, folder: Path | None = None) -> None:
-        """An empty one, or the one that `save` left in `folder`."""
+    def __init__(
+        self,
+        settings: Deduplicate,
+        spread: Spread = local,
+        folder: Path | None = None,
+        scratch: Path | None = None,
+    ) -> None:
+        """The one that `save` left in `folder`, to be asked only; or an empty one, which keeps signatures and ids in
+        files in the folder `scratch`, gone with it (None: where the system puts such files, which may be memory)."""
         self.ask = spread(partial(Partition, settings, folder), settings.partitions)
-        self.near = Near(settings.method, self.ask)
-        self.ids = Names(folder / "ids.txt" if folder else None)
-        self.added = {name: added(folder / f"{name}.bloom") if folder else 0 for name in FILTERS}
+        self.near = Near(settings.method, self.ask, None if folder else temporary(scratch))
+        self.ids = Names(folder / "ids.txt" if folder else None, scratch)
+        self.added = {name: header_of(folder / f"{name}.bloom")[1] if folder else 0 for name in FILTERS}
         if folder:
             self.near.load(folder / "near.index")
 
@@ -152,26 +164,46 @@ class Index:
 
     def save(self, folder: Path) -> None:
         for name in FILTERS:
-            parts = self.ask("layout", name)
+            probes, total = self.ask("filter_size", name)[0]
             with (folder / f"{name}.bloom").open("wb") as file:
-                file.write(BLOOM + np.array([parts[0][0], self.added[name], parts[0][1]], np.uint64).tobytes())
-                for _, _, words in parts:
-                    file.write(words.tobytes())
+                file.write(BLOOM + np.array([probes, self.added[name], total], np.uint64).tobytes())
+                for start in range(0, total, STRETCH):
+                    for words in self.ask("words", name, start, start + STRETCH):
+                        file.write(words.tobytes())
         self.near.save(folder / "near.index")
         self.ids.save(folder / "ids.txt")
 
 
-def added(path: Path) -> int:
-    """Keys of a filter that `Index.save` wrote."""
-    return int(np.fromfile(path, np.uint64, 3, offset=8)[1])
+def temporary(folder: Path | None) -> BinaryIO:
+    """A file without a name: it is gone when nobody holds it any more."""
+    return cast(BinaryIO, tempfile.TemporaryFile(dir=folder))
+
+
+def header_of(path: Path) -> tuple[int, int, int]:
+    """Probes, keys added, words of a filter that `Index.save` wrote. Raises ValueError for a file that is none."""
+    with path.open("rb") as file:
+        head = file.read(32)
+    numbers = np.frombuffer(head[8:].ljust(24, b"\0"), np.uint64).tolist()
+    if head[:8] != BLOOM or path.stat().st_size != 32 + 8 * numbers[2]:
+        raise ValueError(f"{path} is cut short, or is no filter of an index; run that recipe again")
+    return numbers[0], numbers[1], numbers[2]
 
 
 def check(folder: Path, method: str) -> None:
-    """Raises FileNotFoundError when the folder holds no index, ValueError when it was made by another `method`."""
-    if not (folder / "near.index").is_file():
-        raise FileNotFoundError(f"{folder} holds no index; name the seen/ folder of a finished factory run")
+    """Raises FileNotFoundError when the folder holds no index, ValueError when a file of it is cut short or another
+    `method` made it."""
+    for name in ("near.index", "ids.txt", *(f"{name}.bloom" for name in FILTERS)):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}; name the seen/ folder of a finished factory run")
     found = method_of(folder / "near.index")
     if found != method:
         raise ValueError(
             f"{folder} was made with deduplicate.method = {found!r}, this recipe says {method!r}; use that"
         )
+    for name in FILTERS:
+        header_of(folder / f"{name}.bloom")
+    pages = ((folder / "near.index").stat().st_size - 16) // 56
+    with (folder / "ids.txt").open("rb") as file:
+        ids = sum(1 for _ in file)
+    if ids != pages:
+        raise ValueError(f"{folder / 'ids.txt'} holds {ids:,} ids of {pages:,} pages; run that recipe again")

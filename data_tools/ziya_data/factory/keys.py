@@ -18,10 +18,10 @@ def step_keys(recipe: Recipe, shards: list[Shard]) -> dict[str, list[str]]:
     own = [digest(sources[shard.source.name], identity(shard.path)) for shard in shards]
     prepared = [digest(code, key, asdict(recipe.preprocess), models) for key in own]
     # The cut depends on every shard of the source, so one that changes redoes them all.
-    together = {
-        source.name: [key for shard, key in zip(shards, prepared, strict=True) if shard.source is source]
-        for source in recipe.source
-    }
+    of_source: dict[str, list[str]] = {}
+    for shard, key in zip(shards, prepared, strict=True):
+        of_source.setdefault(shard.source.name, []).append(key)
+    together = {name: digest(found) for name, found in of_source.items()}  # once: each shard's key takes it in
     benchmarks = [identity(Path(name)) for name in recipe.decontaminate.files]
     settings = (asdict(recipe.score), asdict(recipe.rules), asdict(recipe.decontaminate), benchmarks)
     prints = (recipe.deduplicate.method, recipe.run.seed)

@@ -34,16 +34,22 @@ class Partition:
             blooms = [Bloom.load(str(folder / f"{name}.bloom"), part, parts) for name in FILTERS]
         self.filters = dict(zip(FILTERS, blooms, strict=True))
         self.near = NearPages(settings.method, part, parts)
+        self.part, self.parts = part, parts
 
     def seen(self, name: str, keys: NDArray[np.uint64], add: bool) -> NDArray[np.bool_]:
         """[N], whether this part of the filter holds a key's bits, each key after those before it were added."""
         bloom = self.filters[name]
         return bloom.test_and_add(keys) if add else bloom.test(keys)
 
-    def layout(self, name: str) -> tuple[int, int, NDArray[np.uint64]]:
-        """Probes a key, words of the whole filter, this part of them."""
+    def filter_size(self, name: str) -> tuple[int, int]:
+        """Probes a key, words of the whole filter."""
+        return self.filters[name].probes, self.filters[name].total
+
+    def words(self, name: str, start: int, stop: int) -> NDArray[np.uint64]:
+        """Of the words `start` to `stop` of the whole filter those that lie here."""
         bloom = self.filters[name]
-        return bloom.probes, bloom.total, bloom.words
+        first = self.part * bloom.total // self.parts
+        return bloom.words[max(start - first, 0) : max(stop - first, 0)]
 
     def find(self, rows: Rows, distance: int, jaccard: float) -> Found:
         return self.near.find(rows, distance, jaccard)
@@ -57,7 +63,7 @@ class Partition:
         return self.near.bytes
 
 
-def here(make: Callable[[int, int], Partition], count: int) -> Ask:
+def local(make: Callable[[int, int], Partition], count: int) -> Ask:
     """All partitions in this process, asked by a thread each: the look-ups run side by side."""
     partitions = [make(part, count) for part in range(count)]
     pool = ThreadPoolExecutor(count)

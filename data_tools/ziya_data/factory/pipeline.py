@@ -1,4 +1,4 @@
-"""The whole run: prepare -> filter -> resolve -> write -> finish; all but the third a shard at a time, in parallel.
+"""The whole run: prepare -> filter -> resolve -> write -> finish; all but resolve and finish in parallel, by shards.
 
 OUT/work/<step>/<shard>....   what a step leaves of a shard, and its marker (steps.py)
 OUT/kept, heldout, dropped, seen, report.json, report.html, recipe.toml

@@ -49,8 +49,9 @@ def resolve_shards(
             return Resolved(**record)
     marker.unlink(missing_ok=True)
     settings = recipe.deduplicate
-    index = Index(settings, spread)
-    old = [Index(settings, spread, Path(folder)) for folder in settings.against]
+    folder.mkdir(parents=True, exist_ok=True)
+    index = Index(settings, spread, scratch=folder)
+    old = [Index(settings, spread, Path(seen)) for seen in settings.against]
     total, count, kept_draws = 0, 0, [np.zeros(0)]
     for shard in shards:
         prints, ids = fingerprints.read(work / "filter", shard.name), fingerprints.read_ids(work / "filter", shard.name)

@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import zstandard
 
@@ -22,9 +24,13 @@ LENGTHS = struct.Struct("<qq")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives NAME.tmp to write to and renames it to `path` when the block ends well."""
+    """Gives NAME.<32 hex digits>.tmp to write to and renames it to `path` when the block ends well.
+
+    Two may write the same: a task of a cluster that was cancelled, or whose node was given up, may go on beside the one
+    that does its work again. Hence the digits. What a killed writer leaves goes with OUT/work, or by `sweep`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
         yield temporary
         temporary.replace(path)
@@ -32,9 +38,20 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Removes from a folder that nobody else writes to now what killed writers of `replacing` left in it."""
+    for path in folder.glob("*.tmp"):
+        if path.is_file() and re.search(r"\.[0-9a-f]{32}\.tmp$", path.name):
+            path.unlink()
+
+
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder; an older folder of that name gives way only at the end."""
+    """The same for a folder; an older folder of that name gives way only at the end.
+
+    Only the process that leads a run writes folders, so NAME.tmp is what a killed one left: it goes first, since it may
+    be as large as the corpus.
+    """
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -10,6 +10,8 @@ from ziya_data.factory.recipe import Source
 
 DROPS = 3
 """Dropped documents shown of each reason."""
+SAMPLES = 12
+"""Changed documents kept of each part and source: the report shows so many of all."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,16 @@ class Tally:
             self.seconds[part] += seconds
         for reason, records in other.drops.items():
             self.drops[reason] = (self.drops[reason] + records)[:DROPS]
-        self.samples.extend(other.samples)
+        kept = Counter(map(group_of, self.samples))
+        for sample in other.samples:
+            if kept[group_of(sample)] < SAMPLES:
+                kept[group_of(sample)] += 1
+                self.samples.append(sample)
+
+
+def group_of(sample: dict[str, str]) -> tuple[str, str]:
+    """Part and source of a changed document."""
+    return sample["part"], sample["id"].partition(":")[0]
 
 
 COUNTERS = ("documents", "bytes", "reasons", "reason_bytes", "struck", "written", "written_bytes")

@@ -9,16 +9,26 @@ import pytest
 
 from ziya_data._factory import content_hash, signatures, tokens
 from ziya_data.document import Document
-from ziya_data.factory.deduplicate import deduplicate
+from ziya_data.factory.deduplicate import resolve
+from ziya_data.factory.fingerprints import fingerprints
 from ziya_data.factory.index import Index, Near
-from ziya_data.factory.partition import Partition, here
+from ziya_data.factory.partition import Partition, local
 from ziya_data.factory.recipe import METHODS, Deduplicate
 
 SETTINGS = Deduplicate(capacity=10_000)
 
 
 def near(method: str) -> Near:
-    return Near(method, here(partial(Partition, Deduplicate(method=method), None), 1))
+    return Near(method, local(partial(Partition, Deduplicate(method=method), None), 1))
+
+
+def deduplicate(documents: list[Document], index: Index, old: list[Index], settings: Deduplicate) -> list[str]:
+    """One reason each, "" when it stays; the why goes into their metadata."""
+    prints, ids = fingerprints(documents, settings.method), [document.id for document in documents]
+    reasons = [""] * len(documents)
+    for i, (reason, why) in resolve(prints, ids, index, old, settings).items():
+        reasons[i], documents[i].metadata["why"] = reason, why
+    return reasons
 
 
 def edited(text: str, share: float, draw: random.Random) -> str:

@@ -1,15 +1,18 @@
 """Whoever does the work, the bytes are the same: a real Ray cluster of two processors beside this process."""
 
+import os
 import socket
-import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from factory_run import Make, files, silent
 
 from ziya_data.factory import commands, executors, pipeline, recipe, tally
+from ziya_data.factory.partition import Partition
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,62 @@ def test_what_a_task_raises_on_the_cluster_is_told_as_it_was_raised(make: Make, 
         list(team.run(task, shards))
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("who", ["a task", "the consumer"])
+def test_a_run_that_breaks_off_leaves_no_task_behind(who: str, make: Make, tmp_path: Path) -> None:
+    """The cluster is not ours and outlives the run: of eight tasks on two processors most have not begun, and
+    who has begun has ended when the run has."""
+    shards = [tally.Shard(make().source[0], tmp_path / str(i), i) for i in range(8)]
+    for shard in shards:
+        shard.path.write_bytes(b"x" * (100 - shard.number))  # begun in this order
+
+    def task(shard: tally.Shard) -> tally.Tally:
+        (tmp_path / f"{shard.number}.begun").touch()
+        if shard.number:
+            time.sleep(1)
+        elif who == "a task":
+            raise ValueError("no good")
+        (tmp_path / f"{shard.number}.done").touch()
+        return tally.Tally()
+
+    def run() -> None:
+        with executors.start("ray", 2) as team:
+            for _ in team.run(task, shards):
+                raise ValueError("no good")
+
+    with pytest.raises(ValueError, match=r"^no good$"):
+        run()
+    written = sorted(tmp_path.iterdir())
+    assert len(list(tmp_path.glob("*.begun"))) <= 4
+    time.sleep(1.5)
+    assert sorted(tmp_path.iterdir()) == written
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("cluster")
+def test_a_partition_that_cannot_be_made_or_dies_is_told_in_one_line() -> None:
+    def refuses(part: int, parts: int) -> Partition:
+        raise ValueError(f"part {part} of {parts} is cut short")
+
+    class Dies:
+        def bytes(self) -> int:
+            os._exit(1)
+
+    def dying(part: int, parts: int) -> Partition:
+        return cast(Partition, Dies())
+
+    with executors.start("ray", 2) as team:
+        with pytest.raises(ValueError, match=r"^part 0 of 1 is cut short$"):
+            team.spread(refuses, 1)
+        ask = team.spread(dying, 2)
+        with pytest.raises(
+            ValueError, match=r"^Ray lost a task or a part of the index \(\w+Error: .*run this again"
+        ) as told:
+            ask("bytes")
+        assert "\n" not in str(told.value)
+
+
 def test_mistakes_are_one_line(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="executor = 'spark' must be one of processes, ray"):
         executors.start("spark", 1)
@@ -67,7 +126,8 @@ def test_mistakes_are_one_line(tmp_path: Path, make: Make, monkeypatch: pytest.M
         address = f"127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(ValueError, match=f"no Ray cluster answers at {address} .*; start one: ray start --head"):
         executors.start("ray", 1, address)
-    monkeypatch.setitem(sys.modules, "ray", None)
+    executors.start("ray", 1, f"ray://{address}")  # Ray's client asks there itself
+    monkeypatch.setattr(executors, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"executor = 'ray' needs Ray; run pip install 'megatron-ziya\[ray\]'"):
         executors.start("ray", 1)
     path = tmp_path / "recipe.toml"

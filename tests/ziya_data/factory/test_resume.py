@@ -67,8 +67,14 @@ def test_a_run_killed_while_its_outputs_are_put_in_place_goes_on_and_ends_the_sa
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(make(), say=silent)
     assert not (tmp_path / "out" / "report.json").exists()
+    with storage.replacing(tmp_path / "out" / "report.html") as left:
+        left.touch()
+    for name in (left.name, "kept.tmp/a"):  # as a killed process leaves them
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).touch()
     pipeline.run(make(), say=silent)
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_shards_prepared_as_tasks_give_the_bytes_of_one_run(make: Make, tmp_path: Path) -> None:

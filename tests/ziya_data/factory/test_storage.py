@@ -35,3 +35,24 @@ def test_a_file_of_batches_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         dies()
     assert not list(tmp_path.iterdir())
+
+
+def test_two_may_write_one_file_at_once(tmp_path: Path) -> None:
+    """On a cluster a task that was given up may go on beside the one that does its work again."""
+    path = tmp_path / "a.jsonl"
+    with storage.lines_out(path) as one, storage.lines_out(path) as other:
+        for i in range(1000):
+            storage.write_line(one, {"i": i})
+            storage.write_line(other, {"i": i})
+    assert [row["i"] for row in storage.read_lines(path)] == list(range(1000))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    with storage.replacing(tmp_path / "a.json") as temporary:
+        temporary.touch()
+    temporary.touch()  # as one that was killed leaves it
+    for name in ("a.tmp", "b.json.tmp"):
+        (tmp_path / name).touch()
+    storage.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.tmp", "b.json.tmp"]

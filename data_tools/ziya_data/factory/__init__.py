@@ -4,7 +4,7 @@ preprocess.py (with language.py)    1. encoding, language, Traditional to Simpli
 score.py                            2. perplexity by an n-gram model, or a classifier; rank within language and source
 rules.py (rules_*.py, page.py, words.py, lists/)   3. rules on documents, paragraphs, sentences
 decontaminate.py                    and no quotation of a benchmark
-deduplicate.py (fingerprints.py)    4. address, content, likeness; index.py, partition.py: what was seen, kept
+deduplicate.py (fingerprints.py)    4. address, content, likeness; index.py, partition.py: what was seen; clusters.py
 evaluate.py                         5. the gate of Table 1; sheet.py: the same by hand; tighten.py: when it fails
 recipe.py    every knob             read.py, warc.py  raw files to `Document`s   storage.py   files of documents
 parts.py     the parts on a shard   steps.py          a step on all shards       keys.py      what is done already

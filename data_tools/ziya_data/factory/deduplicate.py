@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from ziya_data.factory.clusters import FROM
 from ziya_data.factory.fingerprints import Prints
 from ziya_data.factory.index import Index
 from ziya_data.factory.recipe import Deduplicate
@@ -42,8 +43,9 @@ def near_ones(
         found = pages >= 0
         if other is index:
             index.ids.extend(ids[i] for i in places[~found].tolist())
+            index.copies.add(pages[found])
         for i, page, apart, j in zip(places[found].tolist(), pages[found], bits[found], alike[found], strict=True):
             bit_count = f"{apart} of 128 bits and " if settings.method == "simhash" else ""
-            verdicts[i] = "deduplicate.near", f"{bit_count}Jaccard {j:.2f} from {other.ids[int(page)]}"
+            verdicts[i] = "deduplicate.near", f"{bit_count}Jaccard {j:.2f}{FROM}{other.ids[int(page)]}"
         places, rows = places[~found], rows[~found]
     return verdicts

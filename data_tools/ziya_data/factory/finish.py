@@ -63,6 +63,7 @@ def finish(
         "drop_samples": drop_samples(total),
         "evaluate": verdict,
         "pages_in_index": resolved.pages,
+        "clusters": {**resolved.clusters, "texts": total.clusters},
         "seconds": {part: round(seconds, 2) for part, seconds in total.seconds.items()},
     }
 

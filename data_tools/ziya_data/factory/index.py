@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ziya_data._factory import NearOrder, best
+from ziya_data.factory.clusters import Copies
 from ziya_data.factory.partition import FILTERS, Ask, Found, Partition, Rows, Spread, local
 from ziya_data.factory.recipe import Deduplicate
 
@@ -152,6 +153,7 @@ class Index:
         self.ask = spread(partial(Partition, settings, folder), settings.partitions)
         self.near = Near(settings.method, self.ask, None if folder else temporary(scratch))
         self.ids = Names(folder / "ids.txt" if folder else None, scratch)
+        self.copies = Copies()
         self.added = {name: header_of(folder / f"{name}.bloom")[1] if folder else 0 for name in FILTERS}
         if folder:
             self.near.load(folder / "near.index")

@@ -6,20 +6,21 @@ write_shard   what de-duplication decided by the fingerprints, carried out: the 
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 from typing import IO
 
 from ziya_data.document import Document
-from ziya_data.factory import fingerprints, score, storage
+from ziya_data.factory import clusters, fingerprints, score, storage
 from ziya_data.factory.decontaminate import decontaminate
 from ziya_data.factory.evaluate import chosen
 from ziya_data.factory.formats import written
 from ziya_data.factory.preprocess import preprocess, unread
 from ziya_data.factory.read import read
 from ziya_data.factory.recipe import Recipe
+from ziya_data.factory.resolve import Resolved
 from ziya_data.factory.rules import apply_rules
 from ziya_data.factory.tally import Shard, Tally
 
@@ -160,9 +161,9 @@ def filter_shard(shard: Shard, recipe: Recipe, bounds: Bounds, before: Path, fol
     return tally
 
 
-def write_shard(shard: Shard, recipe: Recipe, last_draw: float, work: Path) -> Tally:
+def write_shard(shard: Shard, recipe: Recipe, resolved: Resolved, work: Path) -> Tally:
     """Drops what de-duplication decided to drop and writes the rest in its final form: kept and held-out documents, the
-    drops of all steps, and the documents that the gate looks at, those drawn up to `last_draw`."""
+    drops of all steps, and the documents that the gate looks at; samples of the largest clusters go into the tally."""
     tally = Tally()
     folder = work / "write"
     verdicts = {row["at"]: row for row in storage.read_lines(work / "resolve" / f"{shard.name}.jsonl")}
@@ -182,7 +183,8 @@ def write_shard(shard: Shard, recipe: Recipe, last_draw: float, work: Path) -> T
             for i, document in enumerate(batch):
                 if verdict := verdicts.get(at + i):
                     reasons[i], document.metadata["why"] = verdict["reason"], verdict["why"]
-            drawn = draws[at : at + len(batch)] <= last_draw
+            show_clusters(batch, reasons, resolved.clusters["largest"], tally)
+            drawn = draws[at : at + len(batch)] <= resolved.last_draw
             storage.write_batch(sample, [item for i, item in enumerate(batch) if drawn[i] and not reasons[i]])
             for document in sift(batch, reasons, dropped, tally):
                 tally.count("deduplicate", document, document.metadata["size"])
@@ -194,6 +196,16 @@ def write_shard(shard: Shard, recipe: Recipe, last_draw: float, work: Path) -> T
         folder / f"{shard.name}.drops.jsonl.zst",
     )
     return tally
+
+
+def show_clusters(batch: list[Document], reasons: list[str], largest: Collection[str], tally: Tally) -> None:
+    """Of the largest clusters the text that stays, and the first copy that does not."""
+    for document, reason in zip(batch, reasons, strict=True):
+        name, which = document.id, "kept"
+        if reason == "deduplicate.near":
+            name, which = clusters.original(document.metadata["why"]), "copy"
+        if name in largest:
+            tally.clusters.setdefault(name, {}).setdefault(which, document.text[:300])
 
 
 def write(

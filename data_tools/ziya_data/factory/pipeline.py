@@ -16,7 +16,7 @@ from ziya_data.factory import decontaminate, executors, finish, index, output, p
 from ziya_data.factory.keys import step_keys
 from ziya_data.factory.read import shards_of
 from ziya_data.factory.recipe import Recipe
-from ziya_data.factory.resolve import resolve_shards
+from ziya_data.factory.resolve import Resolved, resolve_shards
 from ziya_data.factory.steps import Say, Workers, each, marked
 from ziya_data.factory.tally import Shard, Tally
 
@@ -68,7 +68,7 @@ def run(
         )
         done.unlink(missing_ok=True)  # from here on the outputs change: they are no longer what it tells of
         resolved = resolve_shards(recipe, shards, keys["resolve"][0], work, out, pool.spread, say)
-        task = partial(write_shard, recipe, resolved.last_draw, work)
+        task = partial(write_shard, recipe, resolved, work)
         written = each("write", task, shards, keys["write"], work, pool.run, say)
     total, by_source = totals(shards, prepared, filtered, written)
     total.seconds["resolve"] += resolved.seconds
@@ -157,8 +157,8 @@ def filter_shard(recipe: Recipe, bounds: dict[str, parts.Bounds], work: Path, sh
     return parts.filter_shard(shard, recipe, bounds[shard.source.name], work / "prepare", work / "filter")
 
 
-def write_shard(recipe: Recipe, last_draw: float, work: Path, shard: Shard) -> Tally:
-    return parts.write_shard(shard, recipe, last_draw, work)
+def write_shard(recipe: Recipe, resolved: Resolved, work: Path, shard: Shard) -> Tally:
+    return parts.write_shard(shard, recipe, resolved, work)
 
 
 def bounds_of(recipe: Recipe, shards: list[Shard], tallies: list[Tally]) -> dict[str, parts.Bounds]:

@@ -7,9 +7,10 @@ from string import Template
 from typing import Any
 
 from ziya_data.factory import pictures
+from ziya_data.factory.clusters import label
 from ziya_data.factory.parts import STAGES
 
-NUMBERS = ("times", "level", *STAGES)
+NUMBERS = ("times", "level", "clusters", *STAGES)
 """Columns of numbers."""
 PAGE = Path(__file__).with_name("report.html")
 
@@ -24,6 +25,7 @@ def page(report: dict[str, Any]) -> str:
         table=numbers(report),
         reasons=pictures.reasons(report),
         drops=drops(report),
+        clusters=near_clusters(report),
         struck=struck(report),
         scores=pictures.scores(report) or "<p>No source was ranked: none has a scorer and enough documents.</p>",
         verdict=passed,
@@ -74,6 +76,22 @@ def drops(report: dict[str, Any]) -> str:
         for record in report["drop_samples"]
     ]
     return table(["reason", "text", "id"], rows)
+
+
+def near_clusters(report: dict[str, Any]) -> str:
+    """How many there are of each size, and the largest with the text that stayed and one that went."""
+    found = report["clusters"]
+    if not found["clusters"]:
+        return "<p>None: no page was like another.</p>"
+    lead = f"<p>{found['copies']:,} pages went because they are like one of {found['clusters']:,} that stayed.</p>"
+    rows = []
+    for name, pages in found["largest"].items():
+        texts = found["texts"].get(name, {})
+        which = f"<code>{escape(name)}</code><br>{pages:,} pages"
+        rows.append([which, *marked(texts.get("kept", ""), texts.get("copy", ""))])
+    sizes = [[label(int(power)), count] for power, count in found["sizes"].items()]
+    largest = table(["stayed", "its text", "one that went"], rows, "two")
+    return lead + table(["pages in a cluster", "clusters"], sizes, "narrow") + "<p>The largest:</p>" + largest
 
 
 def struck(report: dict[str, Any]) -> str:

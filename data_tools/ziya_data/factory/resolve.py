@@ -4,6 +4,7 @@ run's time."""
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ class Resolved:
     """Documents that the gate is to look at,"""
     last_draw: float
     """those whose number is not above this one."""
+    clusters: dict[str, Any]
+    """Of near-duplicates (clusters.Copies.summary)."""
     seconds: float
 
 
@@ -73,7 +76,8 @@ def resolve_shards(
         index.save(temporary)
     wanted = int(max(recipe.evaluate.share * count, recipe.evaluate.at_least))
     last_draw = last_of(np.concatenate(kept_draws), wanted)
-    resolved = Resolved(len(index.ids), wanted, last_draw, time.perf_counter() - begin)
+    clusters = index.copies.summary(index.ids.__getitem__)
+    resolved = Resolved(len(index.ids), wanted, last_draw, clusters, time.perf_counter() - begin)
     storage.write_json(marker, {"key": key, **asdict(resolved)})
     say(f"resolve  {count:,} of {total:,} documents stay  {resolved.seconds:6.1f} s")
     return resolved

@@ -44,6 +44,9 @@ class Tally:
     drops: defaultdict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     """Reason -> the first few records that it dropped, cut short."""
 
+    clusters: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Id of a page with many near-duplicates -> `kept` its own text, `copy` one of theirs, cut short."""
+
     def count(self, stage: str, document: Document, size: int) -> None:
         key = f"{stage}/{document.language or '-'}"
         self.documents[key] += 1
@@ -67,6 +70,7 @@ class Tally:
         for name in (*COUNTERS, "seconds", "drops"):
             getattr(tally, name).update(record[name])
         tally.samples.extend(record["samples"])
+        tally.clusters.update(record["clusters"])
         for language, histogram in record["histograms"].items():
             tally.histograms[language].update({int(place): n for place, n in histogram.items()})
         return tally
@@ -78,6 +82,8 @@ class Tally:
             self.seconds[part] += seconds
         for reason, records in other.drops.items():
             self.drops[reason] = (self.drops[reason] + records)[:DROPS]
+        for name, texts in other.clusters.items():  # of copies in several shards the first
+            self.clusters[name] = texts | self.clusters.get(name, {})
         kept = Counter(map(group_of, self.samples))
         for sample in other.samples:
             if kept[group_of(sample)] < SAMPLES:

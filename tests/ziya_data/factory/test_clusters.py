@@ -29,7 +29,11 @@ def test_the_report_shows_what_is_alike(tmp_path: Path) -> None:
     draw = random.Random(0)
     texts = [" ".join("".join(draw.choices("abcdefghij", k=5)) for _ in range(200)) for _ in range(3)]
     for copy in range(3):
-        rows = [{"id": f"{n}-{copy}", "text": f"{text} {copy}", "language": "en"} for n, text in enumerate(texts) if n >= copy]
+        rows = [
+            {"id": f"{n}-{copy}", "text": f"{text} {copy}", "language": "en"}
+            for n, text in enumerate(texts)
+            if n >= copy
+        ]
         write(tmp_path / f"raw/{copy}.jsonl.zst", rows)
     source = {"name": "a", "paths": [f"{tmp_path}/raw"], "skip": ["preprocess", "score", "rules"]}
     reports = [

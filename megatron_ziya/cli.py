@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -85,9 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, rest = found
     module, _, function = command.function.partition(":")
     try:
-        return int(getattr(importlib.import_module(module), function)(rest) or 0)
+        code = int(getattr(importlib.import_module(module), function)(rest) or 0)
+        sys.stdout.flush()  # here, so that a reader that is gone is noticed below
+        return code
     except ModuleNotFoundError as error:
         print(f"ziya {command.name}: error: {error}; install megatron-ziya[data,hf]", file=sys.stderr)
+    except BrokenPipeError:  # whoever read what we print has enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell counts SIGPIPE
     except (ValueError, OSError) as error:
         print(f"ziya {command.name}: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:

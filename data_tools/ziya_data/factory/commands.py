@@ -50,7 +50,6 @@ def run(argv: list[str]) -> int:
     arguments.add_argument(
         "--estimate-tb",
         type=float,
-        default=0.0,
         metavar="N",
         help="say what N terabytes of such text would take: from a sample before the run, from all of it after",
     )
@@ -58,6 +57,8 @@ def run(argv: list[str]) -> int:
     from ziya_data.factory import estimate, pipeline, recipe
 
     settings = recipe.load(given.recipe)
+    if given.estimate_tb is not None and not given.estimate_tb > 0:
+        raise ValueError(f"--estimate-tb {given.estimate_tb:g} must be above 0")
     if given.partitions is not None:
         settings = replace(settings, deduplicate=replace(settings.deduplicate, partitions=given.partitions))
         recipe.check(settings)
@@ -117,6 +118,13 @@ def train_scorer(argv: list[str]) -> int:
     given = arguments.parse_args(argv)
     from ziya_data.factory import score
 
+    for path in filter(None, (given.text, given.against)):
+        if not path.is_file():
+            raise FileNotFoundError(f"no text at {path}; give a file with a sentence or paragraph a line")
+        if path.suffix in (".jsonl", ".zst", ".gz", ".parquet"):
+            raise ValueError(f"{path} is no plain text; give a .txt with a sentence or paragraph a line")
+    if given.prune < 0:
+        raise ValueError(f"--prune {given.prune} must be 0 or more")
     if (given.method == "classifier") != (given.against is not None):
         raise ValueError("--against FILE names the bad text of --method classifier; give both or neither")
     if given.method == "classifier":

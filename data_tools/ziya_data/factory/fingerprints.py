@@ -90,7 +90,7 @@ def out(folder: Path, name: str) -> Iterator[Out]:
 
 def read(folder: Path, name: str) -> Prints:
     """[documents] of PRINT."""
-    found: Any = np.load(folder / f"{name}.prints.npy", allow_pickle=False)
+    found: Any = np.load(folder / f"{name}.prints.npy", mmap_mode="r", allow_pickle=False)
     return found
 
 

@@ -191,9 +191,12 @@ def header_of(path: Path) -> tuple[int, int, int]:
     return numbers[0], numbers[1], numbers[2]
 
 
-def check(folder: Path, method: str) -> None:
-    """Raises FileNotFoundError when the folder holds no index, ValueError when a file of it is cut short or another
-    `method` made it."""
+def check(folder: Path, method: str) -> int:
+    """How many pages the index in `folder` has.
+
+    Raises FileNotFoundError when the folder holds no index, ValueError when a file of it is cut short or another
+    `method` made it.
+    """
     for name in ("near.index", "ids.txt", *(f"{name}.bloom" for name in FILTERS)):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}; name the seen/ folder of a finished factory run")
@@ -209,3 +212,4 @@ def check(folder: Path, method: str) -> None:
         ids = sum(1 for _ in file)
     if ids != pages:
         raise ValueError(f"{folder / 'ids.txt'} holds {ids:,} ids of {pages:,} pages; run that recipe again")
+    return pages

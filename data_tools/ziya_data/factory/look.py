@@ -64,7 +64,7 @@ def explain(out: Path, name: str) -> Iterator[str]:
         before = document.text
         reason = preprocess([document], recipe.preprocess)[0]
         change = "unchanged" if before == document.text else f"{len(before):,} -> {len(document.text):,} characters"
-        why = f" ({document.metadata['why']})" if reason else ""
+        why = f" ({document.metadata['why']})" if "why" in document.metadata else ""
         yield f"preprocess   language {document.language or '-'}, {change}: {reason or 'kept'}{why}"
     yield from explain_score(out, recipe, source, document)
     if "rules" not in source.skip and document.language:

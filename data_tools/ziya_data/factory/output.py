@@ -1,8 +1,10 @@
 """The output folder: only what an earlier or interrupted run of the factory wrote is ever replaced."""
 
+import fcntl
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,8 +17,11 @@ MARKER = "work/factory.json"
 """Lies there from a run's first moment to its last: an interrupted run leaves it behind."""
 
 
-def check(out: Path, inputs: Iterable[Path]) -> None:
-    """Raises ValueError when a run into `out` would delete what no run of ours wrote, or what it reads itself."""
+def check(out: Path, inputs: Iterable[Path], folders: Iterable[Path] = ()) -> None:
+    """Raises ValueError when a run into `out` would delete what no run of ours wrote, or what it reads itself.
+
+    `inputs`: files and folders of pages; `folders` are read with all that is in them.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"run.output = {out} is a file; give a folder that does not exist yet")
     names = {*FOLDERS, *FILES, *FOREIGN}
@@ -27,6 +32,11 @@ def check(out: Path, inputs: Iterable[Path]) -> None:
             f"run.output = {out} holds {found}, which no factory run wrote, and a run replaces what it finds; "
             "give a folder of its own, or move them away"
         )
+    for folder in folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"run.output = {out} lies in the source {folder}, which is read whole; give another folder"
+            )
     replaced = [(out / name).resolve() for name in FOLDERS]
     for path in inputs:
         if any(path.resolve().is_relative_to(folder) for folder in replaced):
@@ -47,6 +57,22 @@ def ours(out: Path) -> bool:
     except ValueError:  # somebody's own file of that name
         return False
     return isinstance(found, dict) and {"key", "recipe", "funnel", "reasons"} <= found.keys()
+
+
+@contextmanager
+def claimed(work: Path, shared: bool) -> Iterator[None]:
+    """Keeps a second run out of a folder while this one is at work; tasks of `--shard` share it.
+
+    Raises ValueError when another run is at work there.
+    """
+    with (work / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another run is at work in {work.parent}; wait for it, or give another run.output"
+            ) from None
+        yield
 
 
 def begin(out: Path) -> Path:

@@ -45,19 +45,27 @@ def run(
     team = executors.start(executor, workers, address)
     out = Path(recipe.run.output)
     shards = [Shard(source, path, n) for source in recipe.source for n, path in enumerate(shards_of(source))]
-    output.check(out, [shard.path for shard in shards])
+    folders = [Path(path) for source in recipe.source for path in source.paths if Path(path).is_dir()]
+    output.check(out, [shard.path for shard in shards], folders)
     models = score.load_models(recipe.score)
     announce(recipe, say)
     for folder in recipe.deduplicate.against:
-        index.check(Path(folder), recipe.deduplicate.method)
+        if Path(folder).resolve() == (out / "seen").resolve():
+            raise ValueError(
+                f"deduplicate.against names {folder}, which this run writes; name seen/ of earlier runs alone"
+            )
+        pages = index.check(Path(folder), recipe.deduplicate.method)
+        say(f"against  {folder}: {pages:,} pages")
     keys = step_keys(recipe, shards)
     done = out / "report.json"
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")).get("key") == keys["finish"][0]:
         say(f"{out} is finished and nothing changed; remove it to run again")
         report: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
         return report
+    if done.is_file():
+        say(f"{out} holds a finished run of another recipe or input; it is replaced")
     work = output.begin(out)
-    with team as pool:
+    with output.claimed(work, shared=part is not None), team as pool:
         if part:
             run_part(recipe, shards, keys, work, pool.run, say, part)
             return {}
@@ -107,6 +115,8 @@ def run_part(
     if left := len(own) - len(ready):
         example = next(iter(missing.values()))
         say(f"filter   {left} shards wait for others of their source, such as {example}; run this again after them")
+    elif all(marked(work / "filter", shard, key) for shard, key in zip(shards, keys["filter"], strict=True)):
+        say(f"all {len(shards)} shards are filtered: run it once more without --shard")
 
 
 def announce(recipe: Recipe, say: Say) -> None:

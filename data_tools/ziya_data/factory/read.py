@@ -27,7 +27,8 @@ SKIPPED_ELEMENTS = ["nav", "footer", "aside", "form", "script", "style"]
 def shards_of(source: Source) -> list[Path]:
     """The files (or folders of HTML) of a source, sorted; each is one unit of work and of resuming.
 
-    Raises FileNotFoundError when a path or pattern matches nothing.
+    A folder is read with all that lies below it: its pages of HTML as one unit, every other file as one of its own.
+    Raises FileNotFoundError when a path or pattern matches nothing, or a folder holds nothing that can be read.
     """
     shards: list[Path] = []
     for pattern in source.paths:
@@ -35,10 +36,16 @@ def shards_of(source: Source) -> list[Path]:
         if not found:
             raise FileNotFoundError(f"source {source.name}: {pattern} matches no file; check paths in the recipe")
         for path in found:
-            if path.is_dir() and not any(item.suffix in PAGES for item in path.rglob("*")):
-                shards += sorted(item for item in path.iterdir() if item.name.endswith(FILES))
-            else:
+            if not path.is_dir():
                 shards.append(path)
+                continue
+            inside = sorted(item for item in path.rglob("*") if item.is_file())
+            units = [path] if any(item.suffix in PAGES for item in inside) else []
+            units += [item for item in inside if item.name.endswith(FILES)]
+            if not units:
+                kinds = ", ".join((*FILES, *PAGES))
+                raise FileNotFoundError(f"source {source.name}: no file in {path} can be read; kinds are {kinds}")
+            shards += units
     return shards
 
 

@@ -73,7 +73,8 @@ class Rules:
 @dataclass(frozen=True)
 class Deduplicate:
     capacity: int = 1_000_000
-    """Pages the Bloom filters are laid out for; 14.4 bits a page at a rate of 0.001."""
+    """Pages the Bloom filters are laid out for, at the least: a run with more lays them out for its own. 14.4 bits a
+    page at a rate of 0.001."""
     false_positive_rate: float = 0.001
     """Share of new pages that the filters take for repeats when full: as strict as the gate, 1 in 1,000."""
     method: str = "minhash"
@@ -86,7 +87,8 @@ class Deduplicate:
     shortest: int = 20
     """Tokens below which only exact repeats count: a short sentence is near too many others."""
     against: tuple[str, ...] = ()
-    """seen/ folders of earlier runs: what they hold counts as seen and is not read again."""
+    """seen/ folders of earlier runs: what they hold counts as seen and is not read again. Name every one: a run's own
+    seen/ does not hold what those before it held."""
     partitions: int = 1
     """Parts that the index is cut into, each looked through by a thread; with `--executor ray` by a process of its own,
     on whichever node. What is found does not depend on it."""
@@ -227,6 +229,8 @@ def rule_limits(table: dict[str, Any]) -> dict[str, dict[str, float | None]]:
 
 def check(recipe: Recipe) -> None:
     """Raises ValueError for values that do not go together or are out of bounds."""
+    if not recipe.run.output.strip():
+        raise ValueError("run.output is empty; name the folder that the run is to write")
     names = [source.name for source in recipe.source]
     for source in recipe.source:
         if names.count(source.name) > 1:

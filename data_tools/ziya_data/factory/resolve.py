@@ -2,7 +2,7 @@
 run's time."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def resolve_shards(
     marker.unlink(missing_ok=True)
     settings = recipe.deduplicate
     folder.mkdir(parents=True, exist_ok=True)
-    index = Index(settings, spread, scratch=folder)
+    pages = sum(len(fingerprints.read(work / "filter", shard.name)) for shard in shards)
+    index = Index(replace(settings, capacity=max(settings.capacity, pages)), spread, scratch=folder)
     old = [Index(settings, spread, Path(seen)) for seen in settings.against]
     total, count, kept_draws = 0, 0, [np.zeros(0)]
     for shard in shards:
@@ -70,8 +71,6 @@ def resolve_shards(
         total, count = total + len(prints), count + len(prints) - len(verdicts)
         draws = np.delete(prints["draw"], list(verdicts))
         kept_draws.append(draws[np.isfinite(draws)])
-    if index.added["contents"] > settings.capacity:
-        say(f"warning: {index.added['contents']:,} pages are more than deduplicate.capacity; raise it")
     with storage.replacing_folder(out / "seen") as temporary:
         index.save(temporary)
     wanted = int(max(recipe.evaluate.share * count, recipe.evaluate.at_least))

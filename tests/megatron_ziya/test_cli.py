@@ -53,7 +53,10 @@ def test_every_command_shows_an_example(command, capsys):
             "3 processes do not fit tensor x pipeline = 4; start a multiple of 4",
         ),
         (["train", "examples/demo/base.toml", "--data.sources", '[{name="x", paths=["no/where"]}]'], "no/where"),
-        (["train", "examples/demo/stage1.toml", "--model.load", "tests"], "tests is neither a checkpoint nor a run"),
+        (
+            ["train", "examples/demo/stage1.toml", "--model.load", "tests", "--run.directory", "no/where"],
+            "tests is neither a checkpoint nor a run",
+        ),
         (["index", "show", "no/where"], "no/where"),
         (["report", "tests"], "tests is not a run directory: it has no metrics.jsonl"),
         (["convert", "from-hf", "tests", "/nonexistent/out"], "tests"),

@@ -14,7 +14,7 @@ FROM = " from "
 
 
 class Copies:
-    """How many near-duplicates each page of an index has; 4 bytes a page."""
+    """How many near-duplicates each page of an index has; 4 to 8 bytes a page, for the room to grow."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(0, np.uint32)
